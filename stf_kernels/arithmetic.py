@@ -1,0 +1,95 @@
+"""The numbers of the specification (MATH.md), written once; every backend takes them from here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LIMB_BITS = 8
+LIMB_RADIX = 1 << LIMB_BITS
+LIMBS = {"exact": 4, "fast": 3}  # digits of a sample and of a weight, by precision
+MAX_LIMBS = 4
+
+# References are anchored in blocks of this many, counted by their index in the whole set.
+BLOCK = 128
+
+# An int8 x int8 product summed this often stays inside int32: 128 * 128 * 131071 < 2^31.
+MAX_INT32_TERMS = 131071
+
+LOG2E = float.fromhex("0x1.71547652b82fep+0")
+LN2 = float.fromhex("0x1.62e42fefa39efp-1")
+
+# 2^f on [-1/2, 1/2], ascending powers: Chebyshev interpolation, relative error 1.1e-12.
+EXP2_COEFFICIENTS = tuple(
+    float.fromhex(c)
+    for c in (
+        "0x1.0p+0",
+        "0x1.62e42fef84cdep-1",
+        "0x1.ebfbdff823d3dp-3",
+        "0x1.c6b08dd6ff15bp-5",
+        "0x1.3b2ab71811a68p-7",
+        "0x1.5d8745a56b832p-10",
+        "0x1.4308ac96142bep-13",
+        "0x1.00dc4b47df585p-16",
+        "0x1.63d12d5a78103p-20",
+    )
+)
+
+# Below 2^-EXP2_FLOOR of its row's largest a weight is zero in every precision.
+EXP2_FLOOR = 63
+
+# Fixed-point positions of the statistics (MATH.md, section 7).
+SQUARE_SHIFT = 24
+ENTROPY_SHIFT = 10
+LOST_SHIFT = 62
+NORM_LIMBS = 6
+
+
+def limit(limbs: int) -> int:
+    """The largest magnitude that `limbs` balanced base-256 digits hold on both sides of zero."""
+    return 127 * ((LIMB_RADIX**limbs - 1) // (LIMB_RADIX - 1))
+
+
+def weight_scale(precision: str) -> int:
+    """S: the integer that stands for a weight equal to the largest of its row."""
+    return limit(LIMBS[precision])
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent in float64, exact for integer exponents in [-1022, 1023]."""
+    return ((exponent.to(torch.int64) + 1023) << 52).view(torch.float64)
+
+
+def fixed_point_exponent(largest: Tensor, limbs: int) -> Tensor:
+    """The smallest e with largest <= 2^e * limit(limbs), at least -1022; 0 for largest = 0.
+
+    Args:
+        largest: magnitudes to be covered, float64, finite and >= 0, any shape
+    """
+    mantissa, exponent = torch.frexp(largest)  # largest = mantissa * 2^exponent, in [1/2, 1)
+    bits = LIMB_BITS * limbs - 1
+    e = exponent.to(torch.int64) - bits + (mantissa * 2.0**bits > limit(limbs)).to(torch.int64)
+    return torch.where(largest > 0, e.clamp_min(-1022), 0)
+
+
+def split_limbs(q: Tensor, limbs: int) -> list[Tensor]:
+    """Balanced base-256 digits of int64 `q`, least significant first, each int8 of q's shape."""
+    digits = []
+    for _ in range(limbs):
+        digit = ((q + 128) & 255) - 128
+        digits.append(digit.to(torch.int8))
+        q = (q - digit) >> LIMB_BITS
+    return digits
+
+
+def logit_coefficients(sigma: Tensor, alpha: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """A_i and C_i with l_ik = (A_i step_i) dot_ik - C_i N_k; NaN where sigma is not positive.
+
+    Args:
+        sigma, alpha: float64 [B]
+        scale: a, the references' step, float64 []
+    """
+    sigma = torch.where(sigma > 0, sigma, torch.nan)
+    variance = sigma * sigma
+    slope = alpha * scale
+    return LOG2E * slope / variance, 0.5 * LOG2E * slope * slope / variance

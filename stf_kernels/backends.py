@@ -1,0 +1,40 @@
+"""Which backend computes: one dict, one function."""
+
+from __future__ import annotations
+
+import torch
+
+from . import cpu_backend, torch_backend
+from .stages import Stages
+
+BACKENDS: dict[str, Stages] = {module.NAME: module for module in (cpu_backend, torch_backend)}
+
+# What "auto" tries, in this order.
+PREFERENCE = {"cpu": ("cpu", "torch")}
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend asked for by name cannot run here; the message says why."""
+
+
+def resolve(name: str, device: torch.device) -> Stages:
+    """The backend of that name, or for "auto" the first that runs on `device`.
+
+    Raises:
+        ValueError: no backend has that name
+        BackendUnavailable: it cannot run on `device`
+    """
+    if name == "auto":
+        candidates = PREFERENCE.get(device.type, ("torch",))
+    elif name in BACKENDS:
+        candidates = (name,)
+    else:
+        names = ", ".join(map(repr, ("auto", *BACKENDS)))
+        raise ValueError(f"backend must be one of {names}, got {name!r}")
+    reasons = []
+    for candidate in candidates:
+        reason = BACKENDS[candidate].unavailable(device)
+        if reason is None:
+            return BACKENDS[candidate]
+        reasons.append(f"backend {candidate!r} cannot run on {device}: {reason}")
+    raise BackendUnavailable("; ".join(reasons))

@@ -1,0 +1,3 @@
+from .torch_backend import *  # temporary stand-in
+
+NAME = "cpu"

@@ -1,0 +1,60 @@
+"""Float64 direct differences: the truth that accuracy is measured against.
+
+Nothing here is shared with the backends: ||x - alpha y||^2 is summed from differences, in float64,
+a few rows at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = 1 << 24
+
+
+def posterior(
+    x: Tensor,
+    y: Tensor,
+    sigma: Tensor,
+    alpha: Tensor | float = 1.0,
+    log_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """logit_ik = -||x_i - alpha_i y_k||^2 / (2 sigma_i^2) + log_weight_k and w = softmax(logit).
+
+    Args:
+        x: noisy samples [B, *shape]
+        y: clean references [n, *shape]
+        sigma, alpha: number or [B]
+        log_weight: [n] or [B, n]
+
+    Returns:
+        logit, w: float64 [B, n]
+    """
+    x, y = x.double().flatten(1), y.double().flatten(1)
+    sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).expand(len(x))
+    alpha = torch.as_tensor(alpha, dtype=torch.float64).reshape(-1).expand(len(x))
+    logit = torch.empty(len(x), len(y), dtype=torch.float64)
+    columns = max(1, BLOCK_ELEMENTS // x.shape[1])
+    for i in range(len(x)):
+        for k in range(0, len(y), columns):
+            difference = x[i] - alpha[i] * y[k : k + columns]
+            logit[i, k : k + columns] = -(difference**2).sum(1) / (2 * sigma[i] ** 2)
+    if log_weight is not None:
+        logit = logit + log_weight.double()
+    return logit, torch.softmax(logit, 1)
+
+
+def denoised(x: Tensor, y: Tensor, sigma: Tensor, **options: Tensor) -> Tensor:
+    """D_i = sum_k w_ik y_k, float64 like x; options as `posterior` takes them."""
+    _, w = posterior(x, y, sigma, **options)
+    return (w @ y.double().flatten(1)).view(x.shape)
+
+
+def stable_target(x: Tensor, y: Tensor, sigma: Tensor, **options: Tensor) -> Tensor:
+    """The score sum_k w_ik (alpha_i y_k - x_i) / sigma_i^2, float64 like x."""
+    rows = (len(x),) + (1,) * (x.dim() - 1)
+    sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).expand(len(x)).view(rows)
+    alpha = torch.as_tensor(options.get("alpha", 1.0), dtype=torch.float64)
+    alpha = alpha.reshape(-1).expand(len(x)).view(rows)
+    d = denoised(x, y, sigma.flatten(), **options)
+    return (alpha * d - x.double()) / sigma**2

@@ -1,0 +1,286 @@
+"""The reference set, brought once into the integers all backends compute with."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from . import arithmetic as ar
+from . import ops, torch_backend
+from .stages import Prepared
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DECODE_ELEMENTS = 1 << 22
+
+
+class References:
+    """Clean samples y_k in fixed point, prepared once and used every step.
+
+    Bytes, and floats that came from bytes, are exactly one int8 plane up to the affine map
+    y = a v + b. Other floats take `limbs` planes on a power-of-two grid, y = a v, that
+    covers the largest magnitude of the set.
+
+    Args:
+        data: [n, *shape], uint8, float16, bfloat16, float32 or float64, finite, data units
+        value_range: (lo, hi), the values of the first and the last level; needed for uint8, and
+            for floats together with `levels`
+        levels: how many equidistant values (2 to 256) the data takes between lo and hi; uint8
+            data holds their indices (default 256), float data the values themselves, any value
+            off the grid being an error
+        labels: classes >= 0, integer [n]
+        log_weight: added to the logits, float [n]; -inf leaves a reference out
+        limbs: int8 planes of float data, 1 to 4. The grid is about the largest magnitude /
+            (127 * 256^(limbs - 1)) and the time proportional to `limbs`; each one fewer costs a
+            factor of 256 in accuracy, which shows at small sigma
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came
+
+    Example:
+        >>> refs = References(images, value_range=(-1, 1))         # uint8 [50000, 3, 32, 32]
+        >>> batch = refs.subset(torch.randperm(len(refs))[:4096])  # a new batch every step
+        >>> score = stable_target(x_t, batch, sigma)
+    """
+
+    def __init__(
+        self,
+        data: Tensor,
+        *,
+        value_range: tuple[float, float] | None = None,
+        levels: int | None = None,
+        labels: Tensor | None = None,
+        log_weight: Tensor | None = None,
+        limbs: int | None = None,
+    ) -> None:
+        check_data("data", data)
+        n = data.shape[0]
+        flat = data.detach().reshape(n, -1)
+        if data.dtype == torch.uint8 or levels is not None:
+            if limbs is not None:
+                raise ValueError(f"limbs is for float data off a grid, got limbs={limbs}")
+            lo, hi = _value_range(value_range, data.dtype)
+            count = _levels(levels)
+            values = _grid_values(flat, lo, hi, count)
+            scale = (hi - lo) / (count - 1)
+            offset = 128 * scale + lo
+            norms = torch_backend.norms(values, 256 + (2 * lo * (count - 1)) / (hi - lo))
+            affine = torch.tensor([scale, offset], dtype=torch.float64, device=data.device)
+        else:
+            if value_range is not None:
+                raise ValueError(
+                    f"value_range for {data.dtype} data needs levels (256 for images that came "
+                    "from bytes); without levels float data stands for itself"
+                )
+            _check_finite(flat)
+            values, norms, affine = ops.prepare(flat, _limbs(limbs), "auto")
+        self.shape = data.shape[1:]
+        self.labels = None if labels is None else _labels(labels, n, data.device)
+        self.log_weight = (
+            None if log_weight is None else check_log_weight(log_weight, n, data.device)
+        )
+        self._values, self._norms, self._affine = values, norms, affine
+
+    @classmethod
+    def _of(
+        cls,
+        shape: torch.Size,
+        values: Tensor,
+        norms: Tensor,
+        affine: Tensor,
+        labels: Tensor | None = None,
+        log_weight: Tensor | None = None,
+    ) -> References:
+        self = cls.__new__(cls)
+        self.shape, self.labels, self.log_weight = shape, labels, log_weight
+        self._values, self._norms, self._affine = values, norms, affine
+        return self
+
+    @classmethod
+    def from_float(cls, data: Tensor, precision: str, backend: str) -> References:
+        """A plain float tensor given for one call: no value is looked at on the host."""
+        flat = data.detach().reshape(data.shape[0], -1)
+        return cls._of(data.shape[1:], *ops.prepare(flat, ar.LIMBS[precision], backend))
+
+    def __len__(self) -> int:
+        return self._norms.shape[0]
+
+    def __repr__(self) -> str:
+        return (
+            f"References({len(self)} x {tuple(self.shape)}, {self.limbs} limb"
+            f"{'s' * (self.limbs > 1)}, {self.nbytes / 2**20:.1f} MB on {self.device})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self._values.device
+
+    @property
+    def limbs(self) -> int:
+        """int8 planes a value takes."""
+        return self._values.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the prepared references, bytes."""
+        return sum(t.nbytes for t in (self._values, self._norms))
+
+    @cached_property
+    def classes(self) -> Tensor | None:
+        """The labels that occur, sorted int64."""
+        return None if self.labels is None else torch.unique(self.labels)
+
+    def prepared(self, log_weight: Tensor | None = None, *, by_label: bool = False) -> Prepared:
+        """What the stages take; `log_weight` [n] is added to the set's own."""
+        weights = [w for w in (self.log_weight, log_weight) if w is not None]
+        bias = ar.LOG2E * sum(weights[1:], weights[0]) if weights else None
+        labels = self.labels if by_label else None
+        return Prepared(self._values, self._norms, self._affine, bias, labels)
+
+    def subset(self, index: Tensor) -> References:
+        """The references at `index`, in its order: a gather of what is prepared.
+
+        Args:
+            index: positions in 0..n-1, integer [m], m >= 1
+
+        Raises:
+            TypeError, ValueError, IndexError: index is not such a tensor
+        """
+        index = self._positions(index)
+        if index.numel() == 0:
+            raise ValueError("index must name at least one reference, got none")
+        return References._of(
+            self.shape,
+            self._values.index_select(1, index),
+            self._norms[index],
+            self._affine,
+            None if self.labels is None else self.labels[index],
+            None if self.log_weight is None else self.log_weight[index],
+        )
+
+    def decode(self, index: Tensor | None = None) -> Tensor:
+        """The references' values, float32 [m, *shape]: all, or those at `index` [m]."""
+        index = None if index is None else self._positions(index)
+        n = len(self) if index is None else index.numel()
+        dim = self._values.shape[2]
+        out = torch.empty((n, dim), dtype=torch.float32, device=self.device)
+        scale, offset = self._affine
+        rows = max(1, DECODE_ELEMENTS // max(dim, 1))
+        for start in range(0, n, rows):
+            part = slice(start, start + rows)
+            values = self._values[:, part] if index is None else self._values[:, index[part]]
+            out[part] = scale * torch_backend.join_limbs(values).double() + offset
+        return out.view(n, *self.shape)
+
+    def to(self, device: torch.device | str) -> References:
+        """The same references on `device`."""
+        fields = (self._values, self._norms, self._affine, self.labels, self.log_weight)
+        return References._of(self.shape, *(t if t is None else t.to(device) for t in fields))
+
+    def _positions(self, index: Tensor) -> Tensor:
+        if not isinstance(index, Tensor) or index.dtype not in INTEGERS or index.dim() != 1:
+            raise TypeError(f"index must be an integer tensor [m], got {describe(index)}")
+        return index.to(self.device, torch.int64)
+
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def describe(value: object) -> str:
+    """A value for an error message: dtype and shape of a tensor, repr of anything else."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return repr(value)
+
+
+def check_data(name: str, data: Tensor) -> None:
+    """Raises unless `data` is [n, *shape] with n >= 1, d >= 1 and a supported dtype."""
+    if not isinstance(data, Tensor):
+        raise TypeError(f"{name} must be a tensor [n, *shape], got {type(data).__name__}")
+    if data.dtype != torch.uint8 and data.dtype not in FLOAT_DTYPES:
+        names = ", ".join(str(t).removeprefix("torch.") for t in (torch.uint8, *FLOAT_DTYPES))
+        raise TypeError(f"{name} must be one of {names}, got {describe(data)}")
+    if data.dim() < 2 or data.shape[0] == 0 or data[0].numel() == 0:
+        raise ValueError(f"{name} must be [n, *shape] with n >= 1, got {describe(data)}")
+
+
+def check_log_weight(log_weight: Tensor, n: int, device: torch.device) -> Tensor:
+    """log_weight as float64 [n] on `device`, or an error."""
+    if not isinstance(log_weight, Tensor) or not log_weight.is_floating_point():
+        raise TypeError(f"log_weight must be a float tensor [{n}], got {describe(log_weight)}")
+    if log_weight.shape != (n,):
+        raise ValueError(f"log_weight must be [{n}] like ref, got {list(log_weight.shape)}")
+    return log_weight.detach().to(device, torch.float64)
+
+
+def _limbs(limbs: int | None) -> int:
+    if limbs is None:
+        return ar.MAX_LIMBS
+    if limbs not in range(1, ar.MAX_LIMBS + 1):
+        raise ValueError(f"limbs must be 1 to {ar.MAX_LIMBS}, got {limbs!r}")
+    return limbs
+
+
+def _value_range(
+    value_range: tuple[float, float] | None, dtype: torch.dtype
+) -> tuple[float, float]:
+    if value_range is None:
+        raise ValueError(
+            f"value_range=(lo, hi) must say what {dtype} data means, such as (-1, 1), got None"
+        )
+    lo, hi = map(float, value_range)
+    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+        raise ValueError(f"value_range must be finite with lo < hi, got {value_range}")
+    return lo, hi
+
+
+def _levels(levels: int | None) -> int:
+    if levels is None:
+        return 256
+    if levels not in range(2, 257):
+        raise ValueError(f"levels must be 2 to 256, got {levels!r}")
+    return levels
+
+
+def _grid_values(flat: Tensor, lo: float, hi: float, levels: int) -> Tensor:
+    """int8 [1, n, d]: level - 128 of each value."""
+    if flat.dtype == torch.uint8:
+        if levels < 256 and int(flat.max()) >= levels:
+            raise ValueError(f"data must be below levels={levels}, got {int(flat.max())}")
+        return (flat ^ 0x80).view(torch.int8)[None]
+    values = torch.empty(flat.shape, dtype=torch.int8, device=flat.device)
+    span = (levels - 1) / (hi - lo)
+    # A level stored in this dtype is off by its rounding, twice; a third of a step still names it.
+    slack = min(1 / 3, 2 * torch.finfo(flat.dtype).eps * max(abs(lo), abs(hi)) * span)
+    rows = max(1, DECODE_ELEMENTS // flat.shape[1])
+    for start in range(0, len(flat), rows):
+        position = (flat[start : start + rows].double() - lo) * span
+        level = torch.round(position)
+        good = ((position - level).abs() <= slack) & (level >= 0) & (level < levels)
+        if not bool(good.all()):
+            k, j = (~good).nonzero()[0].tolist()
+            raise ValueError(
+                f"data must lie on {levels} levels from {lo:g} to {hi:g}, got "
+                f"{flat[start + k, j].item():.9g} in data[{start + k}]"
+            )
+        values[start : start + rows] = (level - 128).to(torch.int8)
+    return values[None]
+
+
+def _check_finite(flat: Tensor) -> None:
+    finite = torch.isfinite(flat).all(1)
+    if not bool(finite.all()):
+        k = int((~finite).nonzero()[0])
+        raise ValueError(f"data must be finite, got {flat[k][~flat[k].isfinite()][0]} in data[{k}]")
+
+
+def _labels(labels: Tensor, n: int, device: torch.device) -> Tensor:
+    if not isinstance(labels, Tensor) or labels.dtype not in INTEGERS:
+        raise TypeError(f"labels must be an integer tensor [{n}], got {describe(labels)}")
+    if labels.shape != (n,):
+        raise ValueError(f"labels must be [{n}] like data, got {list(labels.shape)}")
+    if bool((labels < 0).any()):
+        raise ValueError(f"labels of references must be >= 0, got {int(labels.min())}")
+    return labels.to(device, torch.int64)

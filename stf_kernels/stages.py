@@ -1,0 +1,79 @@
+"""What passes between the five stages, and the walk through them that all backends share."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from . import arithmetic as ar
+
+
+class Prepared(NamedTuple):
+    """References in fixed point, y = a v + b, with v = sum_r 256^r values[r]."""
+
+    values: Tensor  # [R, n, d] int8
+    norms: Tensor  # [n] float64: N_k = sum_j v^2 + 2 (b/a) sum_j v
+    affine: Tensor  # [2] float64: a, b
+    bias: Tensor | None  # [n] float64: log2(e) * log_weight
+    labels: Tensor | None  # [n] int64
+
+
+class Samples(NamedTuple):
+    """Noisy samples with what each row needs in every stage."""
+
+    x: Tensor  # [B, d] float32 or float64
+    q: Tensor  # the backend's digits of rint(x / step), rows first
+    slope: Tensor  # [B] float64: log2(e) alpha a step / sigma^2
+    curvature: Tensor  # [B] float64: log2(e) (alpha a)^2 / (2 sigma^2)
+    c_D: Tensor  # [B] float64: target = c_D D + c_x x
+    c_x: Tensor  # [B] float64
+    labels: Tensor | None  # [B] int64; -1 sees every reference
+
+    def rows(self, part: slice) -> Samples:
+        """The samples of one block of rows."""
+        return Samples(*(None if field is None else field[part] for field in self))
+
+
+class Weights(NamedTuple):
+    """Integer weights, as the backend keeps them, and integer sums over the references."""
+
+    weight: Any  # P_ik, in the backend's form
+    total: Tensor  # [B] int64: sum P
+    peak: Tensor  # [B] float64: the largest logit, log2 units
+    square: Tensor | None = None  # [B] int64: sum rint(P^2 / 2^24)
+    bits: Tensor | None = None  # [B] int64: sum rint(-2^10 P e)
+    lost: Tensor | None = None  # [B] int64: sum rint(2^62 p) over P = 0
+    argmax: Tensor | None = None  # [B] int64, -1 for a NaN row
+
+
+class Stages(Protocol):
+    """The functions a backend module offers; torch_backend.py documents each."""
+
+    NAME: str
+
+    def unavailable(self, device: torch.device) -> str | None: ...
+    def rows_per_block(self, samples: int, references: int, dim: int, limbs: int) -> int: ...
+    def prepare(self, data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]: ...
+    def quantize(self, x: Tensor, limbs: int) -> tuple[Tensor, Tensor]: ...
+    def logits(self, samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]: ...
+    def weights(
+        self, relative: Tensor, anchors: Tensor, scale: int, statistics: bool
+    ) -> Weights: ...
+    def weighted_sum(self, weights: Weights, values: Tensor) -> Tensor: ...
+    def finish(
+        self, num: Tensor, total: Tensor, affine: Tensor, samples: Samples, out: Tensor
+    ) -> None: ...
+
+
+class Sums(NamedTuple):
+    """The rows' integer sums, from which statistics.py makes the statistics."""
+
+    total: Tensor
+    peak: Tensor
+    square: Tensor
+    bits: Tensor
+    lost: Tensor
+    argmax: Tensor
+    norm: Tensor  # [B, 6] int64: sum_k P_ik times each digit of N_k

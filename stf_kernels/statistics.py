@@ -1,0 +1,67 @@
+"""Statistics of the weights, made from integer sums by the same few lines for every backend."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import arithmetic as ar
+from .pipeline import digits_of_norms
+from .stages import Prepared, Sums
+from .torch_backend import quantize
+
+
+class TargetStats(NamedTuple):
+    """What the posterior over the references looks like, a number for each sample.
+
+    With logit_ik = -||x_i - alpha_i y_k||^2 / (2 sigma_i^2) + log_weight_k and w = softmax(logit).
+    Rows that have no target (NaN) have NaN here, and argmax -1.
+    """
+
+    lse: Tensor  # [B] float64, nats: log sum_k exp logit_k
+    ess: Tensor  # [B] float64, references: 1 / sum_k w_k^2
+    entropy: Tensor  # [B] float64, nats: -sum_k w_k log w_k
+    max_weight: Tensor  # [B] float64
+    argmax: Tensor  # [B] int64: the first reference of the largest weight
+    second_moment: Tensor  # [B] float64, data units squared: sum_k w_k ||y_k||^2
+    lost_mass: Tensor  # [B] float64: share of the softmax in weights too small for the precision
+
+
+def from_sums(
+    sums: Sums, x: Tensor, sigma: Tensor, alpha: Tensor, refs: Prepared, precision: str
+) -> TargetStats:
+    """The statistics of rows whose integer sums are `sums` (MATH.md, section 7)."""
+    scale = float(ar.weight_scale(precision))
+    a, b = refs.affine
+    dim = x.shape[1]
+    valid = sums.total > 0
+    total = torch.where(valid, sums.total.double(), torch.nan)
+
+    kept = total / scale  # sum of 2^e over the weights kept, at least 1
+    lost = sums.lost.double() * 2.0**-ar.LOST_SHIFT
+    rounded = rounded_samples(x, precision)
+    distance = ((rounded - (alpha * b)[:, None]) ** 2).sum(1) / (2 * sigma * sigma)
+    lse = ar.LN2 * (sums.peak + torch.log2(kept + lost)) - distance
+    entropy = ar.LN2 * (torch.log2(kept) + sums.bits.double() * 2.0**-ar.ENTROPY_SHIFT / total)
+    ess = total * total / (sums.square.double() * 2.0**ar.SQUARE_SHIFT)
+    norm = torch.zeros_like(total)
+    for digit in range(ar.NORM_LIMBS - 1, -1, -1):
+        norm = norm * float(ar.LIMB_RADIX) + sums.norm[:, digit].double()
+    norm = norm * digits_of_norms(refs.norms)[1] / total
+    return TargetStats(
+        lse,
+        ess,
+        entropy,
+        1.0 / kept,
+        sums.argmax,
+        a * a * norm + dim * (b * b),
+        lost / (kept + lost),
+    )
+
+
+def rounded_samples(x: Tensor, precision: str) -> Tensor:
+    """The samples as stage 1 rounds them, step * rint(x / step), float64 [B, d]."""
+    q, step = quantize(x, ar.LIMBS[precision])
+    return q.double() * step[:, None]

@@ -1,0 +1,284 @@
+"""The face: `stable_target` and its arguments, checked."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import arithmetic as ar
+from . import ops
+from .parameterization import Parameterization, parse
+from .references import FLOAT_DTYPES, INTEGERS, References, check_data, check_log_weight, describe
+from .statistics import TargetStats
+
+
+def stable_target(
+    x_t: Tensor,
+    ref: Tensor | References,
+    sigma: Tensor | float,
+    *,
+    alpha: Tensor | float = 1.0,
+    target: Parameterization = "score",
+    log_weight: Tensor | None = None,
+    labels: Tensor | None = None,
+    precision: str = "exact",
+    backend: str = "auto",
+    validate: bool = False,
+) -> Tensor:
+    """The training target of x_t = alpha y + sigma eps, averaged over the references' posterior.
+
+        w_ik = softmax_k( -||x_i - alpha_i y_k||^2 / (2 sigma_i^2) + log_weight_k )
+        D_i = sum_k w_ik y_k,    score_i = (alpha_i D_i - x_i) / sigma_i^2
+
+    It is unbiased at every n if the clean source of each x_t is itself one of the references, the
+    references being as likely as each other to be it (or log_weight saying how likely). The result
+    is a constant: no gradient flows through it. Values are not inspected: a sample that is not
+    finite, a sigma that is not > 0 or a row with no reference gives a NaN row and touches no other.
+
+    Args:
+        x_t: noisy samples [B, *shape], float16, bfloat16, float32 or float64, data units
+        ref: clean references [n, *shape]: `References`, or a float tensor to prepare for this call
+        sigma: noise level, number, [B] or [B, 1, ...], > 0, data units
+        alpha: signal scale, number, [B] or [B, 1, ...]
+        target: "score", "denoised" (D), "epsilon" ((x - alpha D) / sigma), "v" (alpha epsilon -
+            sigma D), "velocity" or `Velocity(alpha_dot, sigma_dot)`, "edm" or `EDM(sigma_data)`
+        log_weight: added to the logits, float [n]; -inf leaves a reference out
+        labels: classes of the samples, integer [B], against `References.labels`: only references
+            of the same class count; -1 sees all
+        precision: "exact" (31-bit samples and weights) or "fast" (23-bit)
+        backend: "auto", "cpu" or "torch"
+        validate: inspect the values (this waits for the device) and raise for what would be NaN
+
+    Returns:
+        the target, shaped like x_t, contiguous; float64 for float64 x_t, otherwise float32
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came; for labels on
+            the CPU also the class that has no reference
+        BackendUnavailable: the backend asked for cannot run on x_t's device
+
+    Example:
+        >>> refs = stf_kernels.References(images, value_range=(-1, 1))
+        >>> x_t = y + sigma * torch.randn_like(y)
+        >>> score = stf_kernels.stable_target(x_t, refs, sigma)
+
+    Source: Xu, Tong, Jaakkola, Stable Target Field for Reduced Variance Score Estimation in
+    Diffusion Models, ICLR 2023, equation 5.
+    """
+    (out,) = _call(
+        x_t, ref, sigma, alpha, target, log_weight, labels, precision, backend, validate, False
+    )
+    return out.view(x_t.shape)
+
+
+def stable_target_with_stats(
+    x_t: Tensor,
+    ref: Tensor | References,
+    sigma: Tensor | float,
+    *,
+    alpha: Tensor | float = 1.0,
+    target: Parameterization = "score",
+    log_weight: Tensor | None = None,
+    labels: Tensor | None = None,
+    precision: str = "exact",
+    backend: str = "auto",
+    validate: bool = False,
+) -> tuple[Tensor, TargetStats]:
+    """`stable_target` and the statistics of its weights, from the same pass.
+
+    Args and errors as for `stable_target`.
+
+    Returns:
+        the target, and `TargetStats`, seven tensors [B]. From them log p_t(x_t) is
+        lse - log n - d/2 log(2 pi sigma^2), and the trace of the posterior covariance
+        second_moment - ||D||^2.
+    """
+    out, *stats = _call(
+        x_t, ref, sigma, alpha, target, log_weight, labels, precision, backend, validate, True
+    )
+    return out.view(x_t.shape), TargetStats(*stats)
+
+
+def validate(
+    x_t: Tensor,
+    ref: Tensor | References,
+    sigma: Tensor | float,
+    *,
+    alpha: Tensor | float = 1.0,
+    log_weight: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> None:
+    """Raises where `stable_target` with these arguments would return a NaN row.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the first row concerned and its value
+    """
+    _check_samples(x_t)
+    refs = _references(ref, x_t, "exact", "auto")
+    rows = x_t.shape[0]
+    bad = ~torch.isfinite(x_t).flatten(1).all(1)
+    if bool(bad.any()):
+        row = x_t[_first(bad)]
+        raise ValueError(f"x_t[{_first(bad)}] must be finite, got {row[~row.isfinite()][0]:g}")
+    if isinstance(ref, Tensor) and not bool(torch.isfinite(ref).all()):
+        k = _first(~torch.isfinite(ref).flatten(1).all(1))
+        raise ValueError(f"ref[{k}] must be finite, got {ref[k][~ref[k].isfinite()][0]:g}")
+    sigma = _per_row("sigma", sigma, x_t)
+    if not bool((sigma > 0).all()):
+        i = _first(~(sigma > 0))
+        raise ValueError(f"sigma[{i}] must be > 0, got {sigma[i]:g}")
+    alpha = _per_row("alpha", alpha, x_t)
+    if not bool(torch.isfinite(alpha).all()):
+        i = _first(~torch.isfinite(alpha))
+        raise ValueError(f"alpha[{i}] must be finite, got {alpha[i]:g}")
+
+    labels = _labels(labels, refs, x_t)
+    if labels is not None:
+        _check_classes(labels, refs)
+    if log_weight is not None:
+        log_weight = check_log_weight(log_weight, len(refs), x_t.device)
+    bias = refs.prepared(log_weight).bias
+    if bias is None:
+        return
+    bad = torch.isnan(bias) | (bias == torch.inf)
+    if bool(bad.any()):
+        raise ValueError(
+            f"log_weight[{_first(bad)}] must be finite or -inf, got {bias[_first(bad)]:g}"
+        )
+    counted = bias > -torch.inf
+    if not bool(counted.any()):
+        raise ValueError("log_weight must leave at least one reference, got -inf for all")
+    if labels is not None and rows:
+        left = torch.isin(labels, refs.labels[counted]) | (labels == -1)
+        if not bool(left.all()):
+            i = _first(~left)
+            raise ValueError(
+                f"log_weight must leave a reference of labels[{i}] = {int(labels[i])}, "
+                "got -inf for all of them"
+            )
+
+
+def _first(mask: Tensor) -> int:
+    return int(mask.nonzero()[0])
+
+
+def _call(
+    x_t: Tensor,
+    ref: Tensor | References,
+    sigma: Tensor | float,
+    alpha: Tensor | float,
+    target: Parameterization,
+    log_weight: Tensor | None,
+    labels: Tensor | None,
+    precision: str,
+    backend: str,
+    validate_values: bool,
+    with_stats: bool,
+) -> list[Tensor]:
+    _check_samples(x_t)
+    if precision not in ar.LIMBS:
+        raise ValueError(f"precision must be 'exact' or 'fast', got {precision!r}")
+    kind, parameters = parse(target)
+    if validate_values:
+        validate(x_t, ref, sigma, alpha=alpha, log_weight=log_weight, labels=labels)
+    refs = _references(ref, x_t, precision, backend)
+    if log_weight is not None:
+        log_weight = check_log_weight(log_weight, len(refs), x_t.device)
+    labels = _labels(labels, refs, x_t)
+    if labels is not None and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_classes(labels, refs)  # free on the host; a device would have to be waited for
+    x = x_t.detach().reshape(x_t.shape[0], -1)
+    x = (x if x.dtype == torch.float64 else x.float()).contiguous()
+    prepared = refs.prepared(log_weight, by_label=labels is not None)
+    return ops.stable_target(
+        x,
+        _per_row("sigma", sigma, x_t),
+        _per_row("alpha", alpha, x_t),
+        prepared.values,
+        prepared.norms,
+        prepared.affine,
+        prepared.bias,
+        labels,
+        prepared.labels,
+        kind,
+        [_per_row(f"a parameter of target {kind!r}", p, x_t) for p in parameters],
+        precision,
+        backend,
+        with_stats,
+    )
+
+
+def _check_samples(x_t: Tensor) -> None:
+    if not isinstance(x_t, Tensor):
+        raise TypeError(f"x_t must be a tensor [B, *shape], got {type(x_t).__name__}")
+    if x_t.dtype not in FLOAT_DTYPES:
+        names = ", ".join(str(t).removeprefix("torch.") for t in FLOAT_DTYPES)
+        raise TypeError(f"x_t must be one of {names}, got {describe(x_t)}")
+    if x_t.dim() < 2:
+        raise ValueError(f"x_t must be [B, *shape], got {list(x_t.shape)}")
+
+
+def _references(ref: Tensor | References, x_t: Tensor, precision: str, backend: str) -> References:
+    if not isinstance(ref, References):
+        check_data("ref", ref)
+        if ref.dtype == torch.uint8:
+            raise TypeError(
+                "ref of bytes must come as References(ref, value_range=(lo, hi)), because bytes do "
+                f"not say what they mean, got a tensor {describe(ref)}"
+            )
+    shape = list(x_t.shape[1:])
+    got = list(ref.shape) if isinstance(ref, References) else list(ref.shape[1:])
+    if got != shape:
+        raise ValueError(f"ref must be [n, *{shape}] like x_t, got [{len(ref)}, *{got}]")
+    if ref.device != x_t.device:
+        raise ValueError(f"ref must be on {x_t.device} like x_t, got {ref.device}")
+    if isinstance(ref, References):
+        return ref
+    return References.from_float(ref, precision, backend)
+
+
+def _per_row(name: str, value: Tensor | float, x_t: Tensor) -> Tensor:
+    """A number, [B] or [B, 1, ...] as float64 [B]."""
+    rows = x_t.shape[0]
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number or a tensor, got {describe(value)}")
+        return torch.full((rows,), float(value), dtype=torch.float64, device=x_t.device)
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be real, got {describe(value)}")
+    if value.dim() and value.device != x_t.device:
+        raise ValueError(f"{name} must be on {x_t.device} like x_t, got {value.device}")
+    value = value.detach().to(x_t.device, torch.float64)
+    if value.dim() == 0:
+        return value.expand(rows).contiguous()
+    if value.shape[0] != rows or any(size != 1 for size in value.shape[1:]):
+        raise ValueError(
+            f"{name} must be a number, [{rows}] or [{rows}, 1, ...] like x_t, "
+            f"got {list(value.shape)}"
+        )
+    return value.reshape(rows).clone()
+
+
+def _labels(labels: Tensor | None, refs: References, x_t: Tensor) -> Tensor | None:
+    if labels is None:
+        return None
+    rows = x_t.shape[0]
+    if refs.labels is None:
+        raise ValueError("labels need references with labels: References(..., labels=...)")
+    if not isinstance(labels, Tensor) or labels.dtype not in INTEGERS:
+        raise TypeError(f"labels must be an integer tensor [{rows}], got {describe(labels)}")
+    if labels.shape != (rows,):
+        raise ValueError(f"labels must be [{rows}] like x_t, got {list(labels.shape)}")
+    if labels.device != x_t.device:
+        raise ValueError(f"labels must be on {x_t.device} like x_t, got {labels.device}")
+    return labels.to(torch.int64)
+
+
+def _check_classes(labels: Tensor, refs: References) -> None:
+    known = torch.isin(labels, refs.classes) | (labels == -1)
+    if not bool(known.all()):
+        i = _first(~known)
+        raise ValueError(
+            f"labels[{i}] must be a class of ref ({len(refs.classes)} classes) or -1, "
+            f"got {int(labels[i])}, which has no reference"
+        )

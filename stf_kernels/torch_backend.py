@@ -1,0 +1,167 @@
+"""The specification (MATH.md) spelled in PyTorch integer and float64 operations, on any device.
+
+Written to be read beside MATH.md, not to be fast: every other backend is held to these bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import arithmetic as ar
+from .stages import Prepared, Samples, Weights
+
+NAME = "torch"
+PREPARE_ELEMENTS = 1 << 22  # references fixed at a time: int64 and float64 copies stay under 256 MB
+BLOCK_ELEMENTS = 1 << 22  # logits held at a time, in several float64 and int64 copies
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why this backend cannot run on `device`, or None."""
+    return "MPS has no float64" if device.type == "mps" else None
+
+
+def rows_per_block(samples: int, references: int, dim: int, limbs: int) -> int:
+    """How many samples go through the stages together; no bit depends on it."""
+    return max(1, BLOCK_ELEMENTS // max(references, dim))
+
+
+def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Float references [n, d] in fixed point: values int8 [R, n, d], norms [n], scale a []."""
+    largest = torch.stack([torch.aminmax(data).min.abs(), torch.aminmax(data).max.abs()]).amax()
+    largest = largest.double()  # NaN and infinity pass through aminmax
+    finite = torch.isfinite(largest)
+    exponent = ar.fixed_point_exponent(torch.where(finite, largest, 0.0), limbs)
+    values = torch.empty((limbs, *data.shape), dtype=torch.int8, device=data.device)
+    for rows in torch.arange(len(data)).split(max(1, PREPARE_ELEMENTS // data.shape[1])):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        v = torch.round(data[part].double() * ar.power_of_two(-exponent))
+        v = torch.where(finite, v, 0.0).to(torch.int64)
+        for limb, digit in enumerate(ar.split_limbs(v, limbs)):
+            values[limb, part] = digit
+    scale = torch.where(finite, ar.power_of_two(exponent), torch.nan)
+    return values, norms(values, 0.0), scale
+
+
+def norms(values: Tensor, twice_offset: float) -> Tensor:
+    """N_k = sum_j v_kj^2 + 2 (b/a) sum_j v_kj in float64 [n].
+
+    With v = 2^16 h + l, 16 bits each, the three sums h.h, h.l and l.l are exact in int64.
+
+    Args:
+        values: int8 [R, n, d]
+        twice_offset: 2 b / a
+    """
+    out = torch.empty(values.shape[1], dtype=torch.float64, device=values.device)
+    for rows in torch.arange(len(out)).split(max(1, PREPARE_ELEMENTS // values.shape[2])):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        halves = [join_limbs(half) for half in values[:, part].split(2)]
+        low = halves[0]
+        square = (low * low).sum(1).double()
+        total = low.sum(1).double()
+        if len(halves) == 2:
+            high = halves[1]
+            upper = (high * high).sum(1).double() * 2.0**32
+            square = (upper + (high * low).sum(1).double() * 2.0**17) + square
+            total = high.sum(1).double() * 2.0**16 + total
+        out[part] = square + twice_offset * total
+    return out
+
+
+def join_limbs(digits: Tensor) -> Tensor:
+    """int64 values of balanced base-256 digits stacked least significant first: [L, ...] -> [...]."""
+    out = digits[-1].to(torch.int64)
+    for digit in digits.flip(0)[1:]:
+        out = out * ar.LIMB_RADIX + digit
+    return out
+
+
+def exact_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b for int64 a [m, k], |a| < 2^31, and int8 b [k, n]: exact int64 [m, n].
+
+    float64 adds integers exactly, in any order, below 2^53: a 16-bit half of a times an int8
+    stays below 2^22, so up to 2^31 terms are safe.
+    """
+    low = ((a + 2**15) & (2**16 - 1)) - 2**15
+    high = (a - low) >> 16
+    b = b.double()
+    return (high.double() @ b).to(torch.int64) * 2**16 + (low.double() @ b).to(torch.int64)
+
+
+def to_double(parts: Tensor) -> Tensor:
+    """Sums over reference limbs, int64 [m, R, ...], as float64 [m, ...], by Horner from the top."""
+    out = parts[:, -1].double()
+    for limb in range(parts.shape[1] - 2, -1, -1):
+        out = out * float(ar.LIMB_RADIX) + parts[:, limb].double()
+    return out
+
+
+def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
+    """Stage 1: q = rint(x / step), int64 [B, d], and step [B], NaN for a row that is not finite."""
+    largest = x.abs().amax(1).double()
+    finite = torch.isfinite(largest)
+    exponent = ar.fixed_point_exponent(torch.where(finite, largest, 0.0), limbs)
+    q = torch.round(x.double() * ar.power_of_two(-exponent)[:, None])
+    q = torch.where(finite[:, None], q, 0.0).to(torch.int64)
+    return q, torch.where(finite, ar.power_of_two(exponent), torch.nan)
+
+
+def logits(samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]:
+    """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)], in log2 units."""
+    dot = to_double(torch.stack([exact_product(samples.q, v.T) for v in refs.values], 1))
+    logit = samples.slope[:, None] * dot - samples.curvature[:, None] * refs.norms
+    if refs.bias is not None:
+        logit = logit + refs.bias
+    if samples.labels is not None:
+        seen = (samples.labels[:, None] == refs.labels) | (samples.labels[:, None] == -1)
+        logit = torch.where(seen, logit, -torch.inf)
+    rows, n = logit.shape
+    blocks = -(-n // ar.BLOCK)
+    logit = torch.nn.functional.pad(logit, (0, blocks * ar.BLOCK - n), value=-torch.inf)
+    logit = logit.view(rows, blocks, ar.BLOCK)
+    anchors = logit.amax(2)
+    anchored = torch.where(anchors == -torch.inf, 0.0, anchors)  # -inf - 0, not -inf - -inf
+    relative = (logit - anchored[:, :, None]).float()
+    return relative.view(rows, -1)[:, :n], anchors
+
+
+def weights(relative: Tensor, anchors: Tensor, scale: int, statistics: bool) -> Weights:
+    """Stage 3: integer weights P [B, n] = rint(2^e scale) and their sum; the statistics' sums."""
+    peak = anchors.amax(1)
+    shift = (anchors - peak[:, None]).repeat_interleave(ar.BLOCK, 1)[:, : relative.shape[1]]
+    e = relative.double() + shift
+    alive = (e >= -ar.EXP2_FLOOR) & torch.isfinite(peak)[:, None]
+    e = torch.where(alive, e, 0.0)
+    k = torch.round(e)
+    f = e - k
+    p = torch.full_like(f, ar.EXP2_COEFFICIENTS[-1])
+    for c in ar.EXP2_COEFFICIENTS[-2::-1]:
+        p = p * f
+        p = p + c
+    p = torch.where(alive, p * ar.power_of_two(k), 0.0)
+    weight = torch.round(p * float(scale))
+    total = weight.to(torch.int64).sum(1)
+    if not statistics:
+        return Weights(weight.to(torch.int64), total, peak)
+    square = torch.round(weight * weight * 2.0**-ar.SQUARE_SHIFT).to(torch.int64).sum(1)
+    bits = torch.round(weight * -e * 2.0**ar.ENTROPY_SHIFT).to(torch.int64).sum(1)
+    lost = torch.where(weight == 0, torch.round(p * 2.0**ar.LOST_SHIFT), 0.0)
+    index = torch.arange(e.shape[1], device=e.device)
+    first = torch.where(alive & (e == 0), index, e.shape[1]).amin(1)
+    argmax = torch.where(total > 0, first, -1)
+    return Weights(
+        weight.to(torch.int64), total, peak, square, bits, lost.to(torch.int64).sum(1), argmax
+    )
+
+
+def weighted_sum(weights: Weights, values: Tensor) -> Tensor:
+    """Stage 4: sum_k P_ik v_kj for each reference limb, exact int64 [B, R, d]."""
+    return torch.stack([exact_product(weights.weight, v) for v in values], 1)
+
+
+def finish(num: Tensor, total: Tensor, affine: Tensor, samples: Samples, out: Tensor) -> None:
+    """Stage 5: out = c_D D + c_x x with D = a num / total + b, rounded once to out's type."""
+    scale, offset = affine
+    denoised = scale * (to_double(num) / total.double()[:, None]) + offset
+    target = samples.c_D[:, None] * denoised + samples.c_x[:, None] * samples.x.double()
+    out.copy_(target)
