@@ -1,4 +1,4 @@
-"""What a network is asked to predict, as target_i = c_D D_i + c_x x_i with one pair of numbers a row."""
+"""What a network is asked to predict: target_i = c_D D_i + c_x x_i, two numbers for each row."""
 
 from __future__ import annotations
 

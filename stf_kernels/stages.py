@@ -7,8 +7,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import arithmetic as ar
-
 
 class Prepared(NamedTuple):
     """References in fixed point, y = a v + b, with v = sum_r 256^r values[r]."""

@@ -69,7 +69,7 @@ def norms(values: Tensor, twice_offset: float) -> Tensor:
 
 
 def join_limbs(digits: Tensor) -> Tensor:
-    """int64 values of balanced base-256 digits stacked least significant first: [L, ...] -> [...]."""
+    """int64 values [...] of balanced base-256 digits [L, ...], least significant first."""
     out = digits[-1].to(torch.int64)
     for digit in digits.flip(0)[1:]:
         out = out * ar.LIMB_RADIX + digit
