@@ -50,11 +50,6 @@ def limit(limbs: int) -> int:
     return 127 * ((LIMB_RADIX**limbs - 1) // (LIMB_RADIX - 1))
 
 
-def weight_scale(precision: str) -> int:
-    """S: the integer that stands for a weight equal to the largest of its row."""
-    return limit(LIMBS[precision])
-
-
 def power_of_two(exponent: Tensor) -> Tensor:
     """2^exponent in float64, exact for integer exponents in [-1022, 1023]."""
     return ((exponent.to(torch.int64) + 1023) << 52).view(torch.float64)

@@ -34,14 +34,14 @@ def run(
         precision: a key of arithmetic.LIMBS
         statistics: whether to gather the sums
     """
-    rows, dim = x.shape
+    rows = x.shape[0]
     out = torch.empty_like(x)
-    limbs, scale = ar.LIMBS[precision], ar.weight_scale(precision)
+    limbs = ar.LIMBS[precision]
     slope, curvature = ar.logit_coefficients(sigma, alpha, refs.affine[0])
     c_D, c_x = coefficients(kind, sigma, alpha, parameters)
     norm_digits = digits_of_norms(refs.norms)[0][:, :, None] if statistics else None
     sums = []
-    block = stages.rows_per_block(rows, refs.norms.shape[0], dim, limbs)
+    block = stages.rows_per_block(refs, limbs)
     for start in range(0, rows, block):
         part = slice(start, min(start + block, rows))
         q, step = stages.quantize(x[part], limbs)
@@ -55,7 +55,7 @@ def run(
             None if labels is None else labels[part],
         )
         relative, anchors = stages.logits(samples, refs)
-        weights = stages.weights(relative, anchors, scale, statistics)
+        weights = stages.weights(relative, anchors, precision, statistics)
         num = stages.weighted_sum(weights, refs.values)
         stages.finish(num, weights.total, refs.affine, samples, out[part])
         if norm_digits is not None:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from . import arithmetic as ar
-from . import ops, torch_backend
+from . import ops
+from .backends import resolve
 from .stages import Prepared
+from .torch_backend import join_limbs
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DECODE_ELEMENTS = 1 << 22
@@ -66,7 +68,9 @@ class References:
             values = _grid_values(flat, lo, hi, count)
             scale = (hi - lo) / (count - 1)
             offset = 128 * scale + lo
-            norms = torch_backend.norms(values, 256 + (2 * lo * (count - 1)) / (hi - lo))
+            norms = resolve("auto", data.device).norms(
+                values, 256 + (2 * lo * (count - 1)) / (hi - lo)
+            )
             affine = torch.tensor([scale, offset], dtype=torch.float64, device=data.device)
         else:
             if value_range is not None:
@@ -171,7 +175,7 @@ class References:
         for start in range(0, n, rows):
             part = slice(start, start + rows)
             values = self._values[:, part] if index is None else self._values[:, index[part]]
-            out[part] = scale * torch_backend.join_limbs(values).double() + offset
+            out[part] = scale * join_limbs(values).double() + offset
         return out.view(n, *self.shape)
 
     def to(self, device: torch.device | str) -> References:

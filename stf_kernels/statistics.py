@@ -33,7 +33,7 @@ def from_sums(
     sums: Sums, x: Tensor, sigma: Tensor, alpha: Tensor, refs: Prepared, precision: str
 ) -> TargetStats:
     """The statistics of rows whose integer sums are `sums` (MATH.md, section 7)."""
-    scale = float(ar.weight_scale(precision))
+    scale = float(ar.limit(ar.LIMBS[precision]))
     a, b = refs.affine
     dim = x.shape[1]
     valid = sums.total > 0

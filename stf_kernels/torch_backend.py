@@ -21,9 +21,10 @@ def unavailable(device: torch.device) -> str | None:
     return "MPS has no float64" if device.type == "mps" else None
 
 
-def rows_per_block(samples: int, references: int, dim: int, limbs: int) -> int:
+def rows_per_block(refs: Prepared, limbs: int) -> int:
     """How many samples go through the stages together; no bit depends on it."""
-    return max(1, BLOCK_ELEMENTS // max(references, dim))
+    _, n, dim = refs.values.shape
+    return max(1, BLOCK_ELEMENTS // max(n, dim))
 
 
 def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,8 +126,8 @@ def logits(samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]:
     return relative.view(rows, -1)[:, :n], anchors
 
 
-def weights(relative: Tensor, anchors: Tensor, scale: int, statistics: bool) -> Weights:
-    """Stage 3: integer weights P [B, n] = rint(2^e scale) and their sum; the statistics' sums."""
+def weights(relative: Tensor, anchors: Tensor, precision: str, statistics: bool) -> Weights:
+    """Stage 3: integer weights P [B, n] = rint(2^e S) and their sum; the statistics' sums."""
     peak = anchors.amax(1)
     shift = (anchors - peak[:, None]).repeat_interleave(ar.BLOCK, 1)[:, : relative.shape[1]]
     e = relative.double() + shift
@@ -139,7 +140,7 @@ def weights(relative: Tensor, anchors: Tensor, scale: int, statistics: bool) -> 
         p = p * f
         p = p + c
     p = torch.where(alive, p * ar.power_of_two(k), 0.0)
-    weight = torch.round(p * float(scale))
+    weight = torch.round(p * float(ar.limit(ar.LIMBS[precision])))
     total = weight.to(torch.int64).sum(1)
     if not statistics:
         return Weights(weight.to(torch.int64), total, peak)

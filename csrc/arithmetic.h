@@ -1,0 +1,82 @@
+// The arithmetic of stf_kernels/MATH.md that is not a matrix product, for host and device.
+//
+// Every product and sum rounds on its own: compile with contraction off (-ffp-contract=off,
+// -fmad=false). Everything has internal linkage, because one source is compiled for several
+// instruction sets and the linker must not merge what they inline.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define STF_HD __host__ __device__ __forceinline__
+#else
+#define STF_HD inline __attribute__((always_inline))
+#endif
+
+namespace stf {
+namespace {
+
+constexpr int kBlock = 128;         // references that share an anchor
+constexpr double kExp2Floor = -63;  // below this a weight is zero in every precision
+constexpr double kMagic = 0x1.8p52;
+
+template <class To, class From> STF_HD To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bits() reinterprets equal sizes");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// rint(x) as an integer, ties to even, for |x| < 2^51: the sum's low bits are the integer's.
+STF_HD int64_t round_to_int(double x) {
+  return bits<int64_t>(x + kMagic) - bits<int64_t>(kMagic);
+}
+
+STF_HD double round_to_even(double x) { return (x + kMagic) - kMagic; }  // |x| < 2^51
+
+STF_HD double power_of_two(int64_t k) { return bits<double>((k + 1023) << 52); }
+
+// 2^e for kExp2Floor <= e <= 0: a degree-8 polynomial in e - rint(e), relative error 1.1e-12.
+STF_HD double exp2_spec(double e) {
+  const int64_t k = round_to_int(e);
+  const double f = e - round_to_even(e);
+  double p = 0x1.63d12d5a78103p-20;
+  p = p * f + 0x1.00dc4b47df585p-16;
+  p = p * f + 0x1.4308ac96142bep-13;
+  p = p * f + 0x1.5d8745a56b832p-10;
+  p = p * f + 0x1.3b2ab71811a68p-7;
+  p = p * f + 0x1.c6b08dd6ff15bp-5;
+  p = p * f + 0x1.ebfbdff823d3dp-3;
+  p = p * f + 0x1.62e42fef84cdep-1;
+  p = p * f + 0x1.0p+0;
+  return p * power_of_two(k);
+}
+
+// The lowest balanced base-256 digit of q, and q without it.
+STF_HD int8_t take_digit(int32_t& q) {
+  const int8_t digit = static_cast<int8_t>(q);
+  q = (q - digit) >> 8;
+  return digit;
+}
+
+// The largest q that `limbs` balanced digits hold: 127 (1 + 256 + ... ).
+STF_HD double limit(int limbs) {
+  double out = 0;
+  for (int l = 0; l < limbs; ++l) out = out * 256 + 127;
+  return out;
+}
+
+// The smallest e >= -1022 with largest <= 2^e limit(limbs), for finite largest > 0.
+STF_HD int fixed_point_exponent(double largest, int limbs) {
+  const double scaled = largest < 0x1p-1000 ? largest * 0x1p64 : largest;  // no subnormals
+  const int shift = largest < 0x1p-1000 ? 64 : 0;
+  const int64_t word = bits<int64_t>(scaled);
+  const int exponent = static_cast<int>(word >> 52) - 1022 - shift;
+  const double mantissa = bits<double>((word & 0xfffffffffffff) | (int64_t{1022} << 52));
+  const int digits = 8 * limbs - 1;
+  const int e = exponent - digits + (mantissa * power_of_two(digits) > limit(limbs));
+  return e < -1022 ? -1022 : e;
+}
+
+}  // namespace
+}  // namespace stf

@@ -1,0 +1,99 @@
+// The module _C: addresses and sizes in, nothing of torch. Arguments are checked by its callers.
+#include <pybind11/pybind11.h>
+
+#include "cpu_stages.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = uintptr_t;  // Tensor.data_ptr(), 0 for none
+
+template <class T> T* at(Address address) { return reinterpret_cast<T*>(address); }
+
+stf::Digits digits(py::tuple fields) {
+  return {at<const void>(fields[0].cast<Address>()), fields[1].cast<int64_t>(),
+          fields[2].cast<int64_t>(), fields[3].cast<bool>()};
+}
+
+stf::Survivors survivors(py::tuple fields) {
+  return {fields[0].cast<int64_t>(),
+          at<int64_t>(fields[1].cast<Address>()),
+          at<int32_t>(fields[2].cast<Address>()),
+          at<int32_t>(fields[3].cast<Address>()),
+          at<int8_t>(fields[4].cast<Address>()),
+          at<int64_t>(fields[5].cast<Address>())};
+}
+
+stf::Statistics statistics(py::tuple fields) {
+  return {at<int64_t>(fields[0].cast<Address>()), at<int64_t>(fields[1].cast<Address>()),
+          at<int64_t>(fields[2].cast<Address>()), at<int64_t>(fields[3].cast<Address>())};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  const stf::CpuStages& cpu = stf::cpu_stages();
+  m.attr("isa") = cpu.isa;
+  m.attr("cuda") = STF_CUDA_STATUS;
+
+  m.def("quantize", [&cpu](Address x, bool wide, int64_t rows, int64_t dim, int limbs,
+                           Address out, int64_t row_stride, int64_t limb_stride, Address step,
+                           Address exponent, int threads) {
+    py::gil_scoped_release unlocked;
+    cpu.quantize(at<const void>(x), wide, rows, dim, limbs, at<int8_t>(out), row_stride,
+                 limb_stride, at<double>(step), at<const int64_t>(exponent), threads);
+  });
+
+  m.def("norms", [&cpu](Address values, int64_t limbs, int64_t count, int64_t dim,
+                        double twice_offset, Address out, int threads) {
+    py::gil_scoped_release unlocked;
+    cpu.norms(at<const int8_t>(values), limbs, count, dim, twice_offset, at<double>(out), threads);
+  });
+
+  m.def("logits", [&cpu](py::tuple dots, int64_t rows, int64_t ref_limbs, Address slope,
+                         Address curvature, Address norms, Address bias, Address labels,
+                         Address ref_labels, int64_t first, int64_t n, Address relative,
+                         Address anchors, int threads) {
+    const auto sums = digits(dots);
+    py::gil_scoped_release unlocked;
+    cpu.logits(sums, rows, ref_limbs, at<const double>(slope), at<const double>(curvature),
+               at<const double>(norms), at<const double>(bias), at<const int64_t>(labels),
+               at<const int64_t>(ref_labels), first, n, at<float>(relative), at<double>(anchors),
+               threads);
+  });
+
+  m.def("weights", [&cpu](Address relative, Address anchors, int64_t rows, int64_t n, int limbs,
+                          double scale, Address total, Address peak, py::tuple lists,
+                          py::tuple sums, int threads) {
+    const auto into = survivors(lists);
+    const auto stats = statistics(sums);
+    py::gil_scoped_release unlocked;
+    cpu.weights(at<const float>(relative), at<const double>(anchors), rows, n, limbs, scale,
+                at<int64_t>(total), at<double>(peak), into, stats, threads);
+  });
+
+  m.def("gather", [&cpu](py::tuple lists, int64_t rows, Address values, int64_t ref_limbs,
+                         int64_t n, int64_t dim, Address num, int threads) {
+    const auto from = survivors(lists);
+    py::gil_scoped_release unlocked;
+    cpu.gather(from, rows, at<const int8_t>(values), ref_limbs, n, dim, at<int64_t>(num), threads);
+  });
+
+  m.def("add_dense", [&cpu](py::tuple sums, py::tuple lists, int64_t rows, int64_t ref_limbs,
+                            int64_t limb, Address num, int threads) {
+    const auto from = digits(sums);
+    const auto slots = survivors(lists);
+    py::gil_scoped_release unlocked;
+    cpu.add_dense(from, slots, rows, ref_limbs, limb, at<int64_t>(num), threads);
+  });
+
+  m.def("finish", [&cpu](Address num, Address total, Address affine, Address c_D, Address c_x,
+                         Address x, bool wide, int64_t rows, int64_t ref_limbs, int64_t dim,
+                         Address out, int threads) {
+    py::gil_scoped_release unlocked;
+    cpu.finish(at<const int64_t>(num), at<const int64_t>(total), at<const double>(affine),
+               at<const double>(c_D), at<const double>(c_x), at<const void>(x), wide, rows,
+               ref_limbs, dim, at<void>(out), threads);
+  });
+}

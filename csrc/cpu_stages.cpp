@@ -1,0 +1,407 @@
+#include "cpu_stages.h"
+
+#include <limits>
+
+#include "arithmetic.h"
+#include "parallel.h"
+
+namespace stf {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr int64_t kTile = 512;  // values summed at a time, in the first-level cache
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// ---- quantize
+
+// max |x| of a row through the ordering of its bits, in which infinity and NaN are largest.
+double largest_magnitude(const float* x, int64_t dim) {
+  uint32_t largest = 0;
+  for (int64_t j = 0; j < dim; ++j) {
+    const uint32_t magnitude = bits<uint32_t>(x[j]) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return bits<float>(largest);
+}
+
+double largest_magnitude(const double* x, int64_t dim) {
+  uint64_t largest = 0;
+  for (int64_t j = 0; j < dim; ++j) {
+    const uint64_t magnitude = bits<uint64_t>(x[j]) & 0x7fffffffffffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return bits<double>(largest);
+}
+
+template <class T, int L>
+void digits_of_row(const T* x, int64_t dim, double inverse, int8_t* digits, int64_t limb_stride) {
+  for (int64_t j = 0; j < dim; ++j) {
+    int32_t q = static_cast<int32_t>(round_to_int(static_cast<double>(x[j]) * inverse));
+    for (int l = 0; l < L; ++l) digits[l * limb_stride + j] = take_digit(q);
+  }
+}
+
+template <class T>
+void quantize_rows(const T* x, int64_t rows, int64_t dim, int limbs, int8_t* digits,
+                   int64_t row_stride, int64_t limb_stride, double* step, const int64_t* exponent,
+                   int threads) {
+  const auto write_digits = limbs == 1   ? digits_of_row<T, 1>
+                            : limbs == 2 ? digits_of_row<T, 2>
+                            : limbs == 3 ? digits_of_row<T, 3>
+                                         : digits_of_row<T, 4>;
+  parallel_for(rows, threads, [=](int64_t i) {
+    const T* row = x + i * dim;
+    int8_t* out = digits + i * row_stride;
+    const double largest = exponent ? 0 : largest_magnitude(row, dim);
+    const bool finite = largest < kInfinity;
+    const int64_t e = exponent          ? *exponent
+                      : !(largest > 0) ? 0
+                      : finite         ? fixed_point_exponent(largest, limbs)
+                                       : 0;
+    if (step) step[i] = finite ? power_of_two(e) : kNaN;
+    if (!finite) {
+      for (int l = 0; l < limbs; ++l) memset(out + l * limb_stride, 0, dim);
+      return;
+    }
+    write_digits(row, dim, power_of_two(-e), out, limb_stride);
+  });
+}
+
+void quantize(const void* x, bool wide, int64_t rows, int64_t dim, int limbs, int8_t* digits,
+              int64_t row_stride, int64_t limb_stride, double* step, const int64_t* exponent,
+              int threads) {
+  if (wide)
+    quantize_rows(static_cast<const double*>(x), rows, dim, limbs, digits, row_stride, limb_stride,
+                  step, exponent, threads);
+  else
+    quantize_rows(static_cast<const float*>(x), rows, dim, limbs, digits, row_stride, limb_stride,
+                  step, exponent, threads);
+}
+
+// ---- norms
+
+template <int R>
+double norm_of_row(const int8_t* digits, int64_t stride, int64_t dim, double twice_offset) {
+  int64_t low_sum = 0, low_low = 0, high_sum = 0, high_low = 0, high_high = 0;
+  for (int64_t j = 0; j < dim; ++j) {
+    int64_t low = digits[j], high = 0;
+    if constexpr (R > 1) low += 256 * digits[stride + j];
+    if constexpr (R > 2) high += digits[2 * stride + j];
+    if constexpr (R > 3) high += 256 * digits[3 * stride + j];
+    low_sum += low;
+    low_low += low * low;
+    high_sum += high;
+    high_low += high * low;
+    high_high += high * high;
+  }
+  double square = static_cast<double>(low_low), sum = static_cast<double>(low_sum);
+  if constexpr (R > 2) {
+    const double upper = static_cast<double>(high_high) * 0x1p32;
+    square = (upper + static_cast<double>(high_low) * 0x1p17) + square;
+    sum = static_cast<double>(high_sum) * 0x1p16 + sum;
+  }
+  return square + twice_offset * sum;
+}
+
+void norms(const int8_t* values, int64_t limbs, int64_t count, int64_t dim, double twice_offset,
+           double* out, int threads) {
+  const auto row = limbs == 1   ? norm_of_row<1>
+                   : limbs == 2 ? norm_of_row<2>
+                   : limbs == 3 ? norm_of_row<3>
+                                : norm_of_row<4>;
+  parallel_for(count, threads, [=](int64_t k) {
+    out[k] = row(values + k * dim, count * dim, dim, twice_offset);
+  });
+}
+
+// ---- logits
+
+// The exact sum over the digits of one row, at column c: least significant digit first.
+template <class Sum, int Count>
+STF_HD int64_t join(const Sum* sums, int64_t columns, int64_t c) {
+  constexpr int kBits = sizeof(Sum) == 4 ? 8 : 16;
+  int64_t out = static_cast<int64_t>(sums[c]);
+  for (int l = 1; l < Count; ++l)
+    out += static_cast<int64_t>(sums[l * columns + c]) * (int64_t{1} << (kBits * l));
+  return out;
+}
+
+struct Logits {
+  const double *slope, *curvature, *norms, *bias;
+  const int64_t *labels, *ref_labels;
+  int64_t rows, ref_limbs, first, n;
+  float* relative;
+  double* anchors;
+
+  template <class Sum, int Count> void run(const Sum* sums, int64_t columns, int threads) const {
+    const Logits self = *this;
+    parallel_for(rows, threads, [=](int64_t i) {
+      for (int64_t c = 0; c < columns; c += kBlock)
+        self.block<Sum, Count>(sums, columns, i, c, min(kBlock, columns - c));
+    });
+  }
+
+  template <class Sum, int Count>
+  void block(const Sum* sums, int64_t columns, int64_t i, int64_t c, int64_t width) const {
+    double logit[kBlock];
+    const int64_t stride = rows * Count * columns;
+    const Sum* top = sums + (ref_limbs - 1) * stride + i * Count * columns + c;
+    for (int64_t k = 0; k < width; ++k)
+      logit[k] = static_cast<double>(join<Sum, Count>(top, columns, k));
+    for (int64_t r = ref_limbs - 2; r >= 0; --r) {
+      const Sum* next = sums + r * stride + i * Count * columns + c;
+      for (int64_t k = 0; k < width; ++k)
+        logit[k] = logit[k] * 256.0 + static_cast<double>(join<Sum, Count>(next, columns, k));
+    }
+    const int64_t k0 = first + c;
+    const double a = slope[i], b = curvature[i];
+    for (int64_t k = 0; k < width; ++k) logit[k] = a * logit[k] - b * norms[k0 + k];
+    if (bias)
+      for (int64_t k = 0; k < width; ++k) logit[k] += bias[k0 + k];
+    if (labels && labels[i] != -1)
+      for (int64_t k = 0; k < width; ++k)
+        logit[k] = ref_labels[k0 + k] == labels[i] ? logit[k] : -kInfinity;
+    double anchor = -kInfinity;
+    bool ordered = true;
+    for (int64_t k = 0; k < width; ++k) {
+      anchor = logit[k] > anchor ? logit[k] : anchor;
+      ordered &= logit[k] == logit[k];
+    }
+    if (!ordered) anchor = kNaN;
+    anchors[i * ceil_div(n, kBlock) + k0 / kBlock] = anchor;
+    const double anchored = anchor == -kInfinity ? 0 : anchor;
+    float* out = relative + i * n + k0;
+    for (int64_t k = 0; k < width; ++k) out[k] = static_cast<float>(logit[k] - anchored);
+  }
+};
+
+void logits(Digits dots, int64_t rows, int64_t ref_limbs, const double* slope,
+            const double* curvature, const double* norms, const double* bias,
+            const int64_t* labels, const int64_t* ref_labels, int64_t first, int64_t n,
+            float* relative, double* anchors, int threads) {
+  const Logits stage{slope, curvature, norms, bias, labels,   ref_labels,
+                     rows,  ref_limbs, first, n,    relative, anchors};
+  if (dots.wide) {
+    const auto* sums = static_cast<const double*>(dots.sums);
+    stage.run<double, 2>(sums, dots.columns, threads);
+  } else {
+    const auto* sums = static_cast<const int32_t*>(dots.sums);
+    if (dots.count == 3)
+      stage.run<int32_t, 3>(sums, dots.columns, threads);
+    else
+      stage.run<int32_t, 4>(sums, dots.columns, threads);
+  }
+}
+
+// ---- weights
+
+struct Row {  // one row on its way through stage 3
+  const float* relative;
+  const double* anchors;
+  int64_t n;
+  double peak, scale, floor;
+
+  // P of one block; a block whose anchor is below the floor has none.
+  bool block(int64_t b, double* e, double* p, double* weight) const {
+    const double shift = anchors[b] - peak;
+    if (!(shift >= floor)) return false;
+    const float* r = relative + b * kBlock;
+    const int64_t width = min(kBlock, n - b * kBlock);
+    for (int64_t k = 0; k < width; ++k) {
+      const double exact = static_cast<double>(r[k]) + shift;
+      const bool alive = exact >= kExp2Floor;
+      e[k] = alive ? exact : 0;
+      const double value = exp2_spec(e[k]);
+      p[k] = alive ? value : 0;
+      weight[k] = round_to_even(p[k] * scale);
+    }
+    for (int64_t k = width; k < kBlock; ++k) e[k] = -1, p[k] = weight[k] = 0;
+    return true;
+  }
+};
+
+void add_statistics(const double* e, const double* p, const double* weight, int64_t first,
+                    int64_t i, Statistics statistics) {
+  int64_t square = 0, bits = 0, lost = 0;
+  for (int k = 0; k < kBlock; ++k) {
+    square += round_to_int(weight[k] * weight[k] * 0x1p-24);
+    bits += round_to_int(weight[k] * -e[k] * 0x1p10);
+    lost += weight[k] == 0 ? round_to_int(p[k] * 0x1p62) : 0;
+  }
+  statistics.square[i] += square;
+  statistics.bits[i] += bits;
+  statistics.lost[i] += lost;
+  if (statistics.argmax[i] >= 0) return;
+  for (int k = 0; k < kBlock; ++k)
+    if (e[k] == 0 && weight[k] > 0) {
+      statistics.argmax[i] = first + k;
+      return;
+    }
+}
+
+void weights(const float* relative, const double* anchors, int64_t rows, int64_t n, int limbs,
+             double scale, int64_t* total, double* peak, Survivors survivors,
+             Statistics statistics, int threads) {
+  const int64_t blocks = ceil_div(n, kBlock);
+  parallel_for(rows, threads, [=](int64_t i) {
+    const double* row_anchors = anchors + i * blocks;
+    double top = -kInfinity;
+    bool ordered = true;
+    for (int64_t b = 0; b < blocks; ++b) {
+      top = row_anchors[b] > top ? row_anchors[b] : top;
+      ordered &= row_anchors[b] == row_anchors[b];
+    }
+    peak[i] = ordered ? top : kNaN;
+    total[i] = survivors.count[i] = 0;
+    if (statistics.argmax) {
+      statistics.square[i] = statistics.bits[i] = statistics.lost[i] = 0;
+      statistics.argmax[i] = -1;
+    }
+    if (!(peak[i] - peak[i] == 0)) return;  // not finite: a NaN row
+
+    // Without statistics nothing is wanted of a weight that rounds to zero, 2^-32 and below.
+    const Row row{relative + i * n, row_anchors,        n, peak[i], scale,
+                  statistics.argmax ? kExp2Floor : -32};
+    double e[kBlock], p[kBlock], weight[kBlock];
+    int32_t* index = survivors.index + i * survivors.capacity;
+    int32_t* list = survivors.weight + i * survivors.capacity;
+    int64_t count = 0;
+    bool sparse = true;
+    for (int64_t b = 0; sparse && b < blocks; ++b) {
+      if (!row.block(b, e, p, weight)) continue;
+      for (int k = 0; k < kBlock; ++k) {
+        if (!(weight[k] > 0)) continue;
+        if (!(sparse = count < survivors.capacity)) break;
+        index[count] = static_cast<int32_t>(b * kBlock + k);
+        list[count++] = static_cast<int32_t>(round_to_int(weight[k]));
+      }
+      if (sparse && statistics.argmax) add_statistics(e, p, weight, b * kBlock, i, statistics);
+    }
+    if (sparse) {
+      survivors.count[i] = count;
+      for (int64_t s = 0; s < count; ++s) total[i] += list[s];
+      return;
+    }
+
+    // Too many for the list: start again and write digits.
+    const int64_t slot = __atomic_fetch_add(survivors.slots, 1, __ATOMIC_RELAXED);
+    survivors.count[i] = -1 - slot;
+    int8_t* digits = survivors.digits + slot * limbs * n;
+    if (statistics.argmax) {
+      statistics.square[i] = statistics.bits[i] = statistics.lost[i] = 0;
+      statistics.argmax[i] = -1;
+    }
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t first = b * kBlock, width = min(kBlock, n - first);
+      if (!row.block(b, e, p, weight)) {
+        for (int l = 0; l < limbs; ++l) memset(digits + l * n + first, 0, width);
+        continue;
+      }
+      if (statistics.argmax) add_statistics(e, p, weight, first, i, statistics);
+      int64_t sum = 0;
+      for (int64_t k = 0; k < width; ++k) {
+        int32_t q = static_cast<int32_t>(round_to_int(weight[k]));
+        sum += q;
+        for (int l = 0; l < limbs; ++l) digits[l * n + first + k] = take_digit(q);
+      }
+      total[i] += sum;
+    }
+  });
+}
+
+// ---- weighted sum
+
+void gather(Survivors survivors, int64_t rows, const int8_t* values, int64_t ref_limbs, int64_t n,
+            int64_t dim, int64_t* num, int threads) {
+  const int64_t tiles = ceil_div(dim, kTile);
+  parallel_for(rows, threads, [=](int64_t i) {
+    const int64_t count = survivors.count[i];
+    const int32_t* index = survivors.index + i * survivors.capacity;
+    const int32_t* weight = survivors.weight + i * survivors.capacity;
+    for (int64_t r = 0; r < ref_limbs; ++r)
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t j0 = t * kTile, width = min(kTile, dim - j0);
+        double sum[kTile] = {0};  // exact: |P v| < 2^38, and fewer than 2^15 of them
+        for (int64_t s = 0; s < count; ++s) {
+          const int8_t* v = values + (r * n + index[s]) * dim + j0;
+          const double w = weight[s];
+          for (int64_t j = 0; j < width; ++j) sum[j] += w * static_cast<double>(v[j]);
+        }
+        int64_t* out = num + (i * ref_limbs + r) * dim + j0;
+        for (int64_t j = 0; j < width; ++j) out[j] = static_cast<int64_t>(sum[j]);
+      }
+  });
+}
+
+template <class Sum, int Count>
+void add_dense_rows(const Sum* sums, Survivors survivors, int64_t rows, int64_t ref_limbs,
+                    int64_t limb, int64_t dim, int64_t* num, int threads) {
+  parallel_for(rows, threads, [=](int64_t i) {
+    if (survivors.count[i] >= 0) return;
+    const Sum* row = sums + (-1 - survivors.count[i]) * Count * dim;
+    int64_t* out = num + (i * ref_limbs + limb) * dim;
+    for (int64_t j = 0; j < dim; ++j) out[j] += join<Sum, Count>(row, dim, j);
+  });
+}
+
+void add_dense(Digits sums, Survivors survivors, int64_t rows, int64_t ref_limbs, int64_t limb,
+               int64_t* num, int threads) {
+  const int64_t dim = sums.columns;
+  if (sums.wide) {
+    const auto* data = static_cast<const double*>(sums.sums);
+    add_dense_rows<double, 2>(data, survivors, rows, ref_limbs, limb, dim, num, threads);
+  } else {
+    const auto* data = static_cast<const int32_t*>(sums.sums);
+    if (sums.count == 3)
+      add_dense_rows<int32_t, 3>(data, survivors, rows, ref_limbs, limb, dim, num, threads);
+    else
+      add_dense_rows<int32_t, 4>(data, survivors, rows, ref_limbs, limb, dim, num, threads);
+  }
+}
+
+// ---- finish
+
+template <class T>
+void finish_rows(const int64_t* num, const int64_t* total, const double* affine, const double* c_D,
+                 const double* c_x, const T* x, int64_t rows, int64_t ref_limbs, int64_t dim,
+                 T* out, int threads) {
+  parallel_for(rows, threads, [=](int64_t i) {
+    const double a = affine[0], b = affine[1], sum = static_cast<double>(total[i]);
+    const double d_factor = c_D[i], x_factor = c_x[i];
+    for (int64_t j = 0; j < dim; ++j) {
+      const int64_t* part = num + i * ref_limbs * dim + j;
+      double value = static_cast<double>(part[(ref_limbs - 1) * dim]);
+      for (int64_t r = ref_limbs - 2; r >= 0; --r)
+        value = value * 256.0 + static_cast<double>(part[r * dim]);
+      const double denoised = a * (value / sum) + b;
+      out[i * dim + j] =
+          static_cast<T>(d_factor * denoised + x_factor * static_cast<double>(x[i * dim + j]));
+    }
+  });
+}
+
+void finish(const int64_t* num, const int64_t* total, const double* affine, const double* c_D,
+            const double* c_x, const void* x, bool wide, int64_t rows, int64_t ref_limbs,
+            int64_t dim, void* out, int threads) {
+  if (wide)
+    finish_rows(num, total, affine, c_D, c_x, static_cast<const double*>(x), rows, ref_limbs, dim,
+                static_cast<double*>(out), threads);
+  else
+    finish_rows(num, total, affine, c_D, c_x, static_cast<const float*>(x), rows, ref_limbs, dim,
+                static_cast<float*>(out), threads);
+}
+
+}  // namespace
+
+#define STF_QUOTE(name) #name
+#define STF_NAME(name) STF_QUOTE(name)
+
+namespace STF_ISA {
+extern const CpuStages stages;
+const CpuStages stages = {STF_NAME(STF_ISA), quantize, norms,     logits,
+                          weights,           gather,   add_dense, finish};
+}  // namespace STF_ISA
+}  // namespace stf

@@ -1,0 +1,89 @@
+// The CPU backend's stages, compiled once for each instruction set and picked at run time.
+//
+// B rows, n references, d values a row, L limbs of a sample or weight, R limbs of a reference.
+// A limb product arrives as int32 sums of base-256 digits, or as float64 sums of base-65536
+// digits (two int8 digits joined) where the machine has no exact int8 product.
+#pragma once
+#include <cstdint>
+
+namespace stf {
+
+struct Digits {         // the sums of one limb product
+  const void* sums;     // [R, rows, count, columns] int32, or float64 if wide
+  int64_t count;        // digits of a sample or weight
+  int64_t columns;
+  bool wide;            // float64 sums of base-65536 digits
+};
+
+struct Statistics {  // integer sums of each row, MATH.md section 7; null if not asked for
+  int64_t* square;   // [B]
+  int64_t* bits;     // [B]
+  int64_t* lost;     // [B]
+  int64_t* argmax;   // [B]
+};
+
+struct Survivors {    // the weights of a row: a short list, or digits for the matrix product
+  int64_t capacity;   // a row with more survivors is dense
+  int64_t* count;     // [B] survivors, or -1 - slot for a dense row
+  int32_t* index;     // [B, capacity]
+  int32_t* weight;    // [B, capacity]
+  int8_t* digits;     // [slots, L, n]
+  int64_t* slots;     // [1] dense rows so far
+};
+
+struct CpuStages {
+  const char* isa;
+
+  // Input   x [B, d] float32 or float64
+  // Output  digits int8 at row_stride and limb_stride, step [B], NaN for a row that is not finite
+  // Math    q = rint(x / step), step the smallest power of two with max |q| <= limit(L)
+  // Shared  one step for all rows if exponent is not null
+  void (*quantize)(const void* x, bool wide, int64_t rows, int64_t dim, int limbs, int8_t* digits,
+                   int64_t row_stride, int64_t limb_stride, double* step, const int64_t* exponent,
+                   int threads);
+
+  // Input   values [R, n, d] int8
+  // Output  norms [n]
+  // Math    N_k = sum_j v^2 + twice_offset sum_j v
+  void (*norms)(const int8_t* values, int64_t limbs, int64_t count, int64_t dim,
+                double twice_offset, double* norms, int threads);
+
+  // Input   the products of `rows` samples with references first, ..., first + columns - 1
+  // Output  relative [rows, n] and anchors [rows, ceil(n / 128)] at those references
+  // Math    l = slope dot - curvature N + bias; m = max over a block of 128; r = float(l - m)
+  // Presumes first is a multiple of 128
+  void (*logits)(Digits dots, int64_t rows, int64_t ref_limbs, const double* slope,
+                 const double* curvature, const double* norms, const double* bias,
+                 const int64_t* labels, const int64_t* ref_labels, int64_t first, int64_t n,
+                 float* relative, double* anchors, int threads);
+
+  // Input   relative [rows, n], anchors [rows, ceil(n / 128)]
+  // Output  total and peak [rows], survivors, statistics
+  // Math    P = rint(2^(r + (m - M)) scale), M = max m
+  void (*weights)(const float* relative, const double* anchors, int64_t rows, int64_t n, int limbs,
+                  double scale, int64_t* total, double* peak, Survivors survivors,
+                  Statistics statistics, int threads);
+
+  // Input   the survivor lists, values [R, n, d]
+  // Output  num [rows, R, d] of the sparse rows, zero for dense ones
+  // Math    num = sum_k P_k v_k
+  void (*gather)(Survivors survivors, int64_t rows, const int8_t* values, int64_t ref_limbs,
+                 int64_t n, int64_t dim, int64_t* num, int threads);
+
+  // Input   products of the dense rows' digits with one limb of the values
+  // Output  added to num [rows, R, d] at that limb
+  void (*add_dense)(Digits sums, Survivors survivors, int64_t rows, int64_t ref_limbs,
+                    int64_t limb, int64_t* num, int threads);
+
+  // Input   num [rows, R, d], total [rows], x [rows, d]
+  // Output  out [rows, d] of x's type
+  // Math    D = a num / total + b; out = c_D D + c_x x
+  void (*finish)(const int64_t* num, const int64_t* total, const double* affine,
+                 const double* c_D, const double* c_x, const void* x, bool wide, int64_t rows,
+                 int64_t ref_limbs, int64_t dim, void* out, int threads);
+};
+
+// The stages for the best instruction set this processor has.
+const CpuStages& cpu_stages();
+
+}  // namespace stf
