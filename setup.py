@@ -27,6 +27,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DSTF_CUDA={os.environ.get('STF_CUDA', 'auto')}",
+            *os.environ.get("CMAKE_ARGS", "").split(),
         ]
         subprocess.run(configure, cwd=build, check=True)
         subprocess.run(["cmake", "--build", str(build), "--target", "_C"], check=True)

@@ -20,7 +20,8 @@ constexpr int kBlock = 128;         // references that share an anchor
 constexpr double kExp2Floor = -63;  // below this a weight is zero in every precision
 constexpr double kMagic = 0x1.8p52;
 
-template <class To, class From> STF_HD To bits(From from) {
+template <class To, class From>
+STF_HD To bits(From from) {
   static_assert(sizeof(To) == sizeof(From), "bits() reinterprets equal sizes");
   To to;
   memcpy(&to, &from, sizeof to);
@@ -28,9 +29,7 @@ template <class To, class From> STF_HD To bits(From from) {
 }
 
 // rint(x) as an integer, ties to even, for |x| < 2^51: the sum's low bits are the integer's.
-STF_HD int64_t round_to_int(double x) {
-  return bits<int64_t>(x + kMagic) - bits<int64_t>(kMagic);
-}
+STF_HD int64_t round_to_int(double x) { return bits<int64_t>(x + kMagic) - bits<int64_t>(kMagic); }
 
 STF_HD double round_to_even(double x) { return (x + kMagic) - kMagic; }  // |x| < 2^51
 

@@ -1,7 +1,9 @@
 // The module _C: addresses and sizes in, nothing of torch. Arguments are checked by its callers.
 #include <pybind11/pybind11.h>
 
+#include "arithmetic.h"
 #include "cpu_stages.h"
+#include "cuda_check.h"
 
 namespace py = pybind11;
 
@@ -9,7 +11,10 @@ namespace {
 
 using Address = uintptr_t;  // Tensor.data_ptr(), 0 for none
 
-template <class T> T* at(Address address) { return reinterpret_cast<T*>(address); }
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
 
 stf::Digits digits(py::tuple fields) {
   return {at<const void>(fields[0].cast<Address>()), fields[1].cast<int64_t>(),
@@ -35,11 +40,22 @@ stf::Statistics statistics(py::tuple fields) {
 PYBIND11_MODULE(_C, m) {
   const stf::CpuStages& cpu = stf::cpu_stages();
   m.attr("isa") = cpu.isa;
-  m.attr("cuda") = STF_CUDA_STATUS;
 
-  m.def("quantize", [&cpu](Address x, bool wide, int64_t rows, int64_t dim, int limbs,
-                           Address out, int64_t row_stride, int64_t limb_stride, Address step,
-                           Address exponent, int threads) {
+  // The CUDA part: the architectures it was built for, or why it was not.
+  m.attr("cuda_architectures") = STF_CUDA_ARCHITECTURES;
+  m.attr("cuda_absent") = STF_CUDA_ABSENT;
+#ifdef STF_WITH_CUDA
+  m.def("cuda_exp2", [](Address e, Address p, int64_t count, int device) {
+    stf::cuda_exp2(at<const double>(e), at<double>(p), count, device);
+  });
+#endif
+  m.def("exp2", [](Address e, Address p, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) at<double>(p)[i] = stf::exp2_spec(at<double>(e)[i]);
+  });
+
+  m.def("quantize", [&cpu](Address x, bool wide, int64_t rows, int64_t dim, int limbs, Address out,
+                           int64_t row_stride, int64_t limb_stride, Address step, Address exponent,
+                           int threads) {
     py::gil_scoped_release unlocked;
     cpu.quantize(at<const void>(x), wide, rows, dim, limbs, at<int8_t>(out), row_stride,
                  limb_stride, at<double>(step), at<const int64_t>(exponent), threads);
@@ -51,27 +67,27 @@ PYBIND11_MODULE(_C, m) {
     cpu.norms(at<const int8_t>(values), limbs, count, dim, twice_offset, at<double>(out), threads);
   });
 
-  m.def("logits", [&cpu](py::tuple dots, int64_t rows, int64_t ref_limbs, Address slope,
-                         Address curvature, Address norms, Address bias, Address labels,
-                         Address ref_labels, int64_t first, int64_t n, Address relative,
-                         Address anchors, int threads) {
-    const auto sums = digits(dots);
-    py::gil_scoped_release unlocked;
-    cpu.logits(sums, rows, ref_limbs, at<const double>(slope), at<const double>(curvature),
-               at<const double>(norms), at<const double>(bias), at<const int64_t>(labels),
-               at<const int64_t>(ref_labels), first, n, at<float>(relative), at<double>(anchors),
-               threads);
-  });
+  m.def("logits",
+        [&cpu](py::tuple dots, int64_t rows, int64_t ref_limbs, Address slope, Address curvature,
+               Address norms, Address bias, Address labels, Address ref_labels, int64_t first,
+               int64_t n, Address relative, Address anchors, int threads) {
+          const auto sums = digits(dots);
+          py::gil_scoped_release unlocked;
+          cpu.logits(sums, rows, ref_limbs, at<const double>(slope), at<const double>(curvature),
+                     at<const double>(norms), at<const double>(bias), at<const int64_t>(labels),
+                     at<const int64_t>(ref_labels), first, n, at<float>(relative),
+                     at<double>(anchors), threads);
+        });
 
-  m.def("weights", [&cpu](Address relative, Address anchors, int64_t rows, int64_t n, int limbs,
-                          double scale, Address total, Address peak, py::tuple lists,
-                          py::tuple sums, int threads) {
-    const auto into = survivors(lists);
-    const auto stats = statistics(sums);
-    py::gil_scoped_release unlocked;
-    cpu.weights(at<const float>(relative), at<const double>(anchors), rows, n, limbs, scale,
-                at<int64_t>(total), at<double>(peak), into, stats, threads);
-  });
+  m.def("weights",
+        [&cpu](Address relative, Address anchors, int64_t rows, int64_t n, int limbs, double scale,
+               Address total, Address peak, py::tuple lists, py::tuple sums, int threads) {
+          const auto into = survivors(lists);
+          const auto stats = statistics(sums);
+          py::gil_scoped_release unlocked;
+          cpu.weights(at<const float>(relative), at<const double>(anchors), rows, n, limbs, scale,
+                      at<int64_t>(total), at<double>(peak), into, stats, threads);
+        });
 
   m.def("gather", [&cpu](py::tuple lists, int64_t rows, Address values, int64_t ref_limbs,
                          int64_t n, int64_t dim, Address num, int threads) {
@@ -88,12 +104,12 @@ PYBIND11_MODULE(_C, m) {
     cpu.add_dense(from, slots, rows, ref_limbs, limb, at<int64_t>(num), threads);
   });
 
-  m.def("finish", [&cpu](Address num, Address total, Address affine, Address c_D, Address c_x,
-                         Address x, bool wide, int64_t rows, int64_t ref_limbs, int64_t dim,
-                         Address out, int threads) {
-    py::gil_scoped_release unlocked;
-    cpu.finish(at<const int64_t>(num), at<const int64_t>(total), at<const double>(affine),
-               at<const double>(c_D), at<const double>(c_x), at<const void>(x), wide, rows,
-               ref_limbs, dim, at<void>(out), threads);
-  });
+  m.def("finish",
+        [&cpu](Address num, Address total, Address affine, Address c_D, Address c_x, Address x,
+               bool wide, int64_t rows, int64_t ref_limbs, int64_t dim, Address out, int threads) {
+          py::gil_scoped_release unlocked;
+          cpu.finish(at<const int64_t>(num), at<const int64_t>(total), at<const double>(affine),
+                     at<const double>(c_D), at<const double>(c_x), at<const void>(x), wide, rows,
+                     ref_limbs, dim, at<void>(out), threads);
+        });
 }

@@ -57,7 +57,7 @@ void quantize_rows(const T* x, int64_t rows, int64_t dim, int limbs, int8_t* dig
     int8_t* out = digits + i * row_stride;
     const double largest = exponent ? 0 : largest_magnitude(row, dim);
     const bool finite = largest < kInfinity;
-    const int64_t e = exponent          ? *exponent
+    const int64_t e = exponent         ? *exponent
                       : !(largest > 0) ? 0
                       : finite         ? fixed_point_exponent(largest, limbs)
                                        : 0;
@@ -112,9 +112,8 @@ void norms(const int8_t* values, int64_t limbs, int64_t count, int64_t dim, doub
                    : limbs == 2 ? norm_of_row<2>
                    : limbs == 3 ? norm_of_row<3>
                                 : norm_of_row<4>;
-  parallel_for(count, threads, [=](int64_t k) {
-    out[k] = row(values + k * dim, count * dim, dim, twice_offset);
-  });
+  parallel_for(count, threads,
+               [=](int64_t k) { out[k] = row(values + k * dim, count * dim, dim, twice_offset); });
 }
 
 // ---- logits
@@ -136,7 +135,8 @@ struct Logits {
   float* relative;
   double* anchors;
 
-  template <class Sum, int Count> void run(const Sum* sums, int64_t columns, int threads) const {
+  template <class Sum, int Count>
+  void run(const Sum* sums, int64_t columns, int threads) const {
     const Logits self = *this;
     parallel_for(rows, threads, [=](int64_t i) {
       for (int64_t c = 0; c < columns; c += kBlock)
@@ -179,9 +179,9 @@ struct Logits {
 };
 
 void logits(Digits dots, int64_t rows, int64_t ref_limbs, const double* slope,
-            const double* curvature, const double* norms, const double* bias,
-            const int64_t* labels, const int64_t* ref_labels, int64_t first, int64_t n,
-            float* relative, double* anchors, int threads) {
+            const double* curvature, const double* norms, const double* bias, const int64_t* labels,
+            const int64_t* ref_labels, int64_t first, int64_t n, float* relative, double* anchors,
+            int threads) {
   const Logits stage{slope, curvature, norms, bias, labels,   ref_labels,
                      rows,  ref_limbs, first, n,    relative, anchors};
   if (dots.wide) {
@@ -243,8 +243,8 @@ void add_statistics(const double* e, const double* p, const double* weight, int6
 }
 
 void weights(const float* relative, const double* anchors, int64_t rows, int64_t n, int limbs,
-             double scale, int64_t* total, double* peak, Survivors survivors,
-             Statistics statistics, int threads) {
+             double scale, int64_t* total, double* peak, Survivors survivors, Statistics statistics,
+             int threads) {
   const int64_t blocks = ceil_div(n, kBlock);
   parallel_for(rows, threads, [=](int64_t i) {
     const double* row_anchors = anchors + i * blocks;
@@ -263,8 +263,8 @@ void weights(const float* relative, const double* anchors, int64_t rows, int64_t
     if (!(peak[i] - peak[i] == 0)) return;  // not finite: a NaN row
 
     // Without statistics nothing is wanted of a weight that rounds to zero, 2^-32 and below.
-    const Row row{relative + i * n, row_anchors,        n, peak[i], scale,
-                  statistics.argmax ? kExp2Floor : -32};
+    const Row row{relative + i * n, row_anchors, n,
+                  peak[i],          scale,       statistics.argmax ? kExp2Floor : -32};
     double e[kBlock], p[kBlock], weight[kBlock];
     int32_t* index = survivors.index + i * survivors.capacity;
     int32_t* list = survivors.weight + i * survivors.capacity;
@@ -325,10 +325,19 @@ void gather(Survivors survivors, int64_t rows, const int8_t* values, int64_t ref
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t j0 = t * kTile, width = min(kTile, dim - j0);
         double sum[kTile] = {0};  // exact: |P v| < 2^38, and fewer than 2^15 of them
-        for (int64_t s = 0; s < count; ++s) {
-          const int8_t* v = values + (r * n + index[s]) * dim + j0;
+        const int8_t* plane = values + r * n * dim + j0;
+        int64_t s = 0;
+        for (; s + 4 <= count; s += 4) {  // four at a time: a quarter of the traffic on sum
+          const double w0 = weight[s], w1 = weight[s + 1], w2 = weight[s + 2], w3 = weight[s + 3];
+          const int8_t *v0 = plane + index[s] * dim, *v1 = plane + index[s + 1] * dim;
+          const int8_t *v2 = plane + index[s + 2] * dim, *v3 = plane + index[s + 3] * dim;
+          for (int64_t j = 0; j < width; ++j)
+            sum[j] += (w0 * v0[j] + w1 * v1[j]) + (w2 * v2[j] + w3 * v3[j]);
+        }
+        for (; s < count; ++s) {
           const double w = weight[s];
-          for (int64_t j = 0; j < width; ++j) sum[j] += w * static_cast<double>(v[j]);
+          const int8_t* v = plane + index[s] * dim;
+          for (int64_t j = 0; j < width; ++j) sum[j] += w * v[j];
         }
         int64_t* out = num + (i * ref_limbs + r) * dim + j0;
         for (int64_t j = 0; j < width; ++j) out[j] = static_cast<int64_t>(sum[j]);

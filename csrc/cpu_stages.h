@@ -8,11 +8,11 @@
 
 namespace stf {
 
-struct Digits {         // the sums of one limb product
-  const void* sums;     // [R, rows, count, columns] int32, or float64 if wide
-  int64_t count;        // digits of a sample or weight
+struct Digits {      // the sums of one limb product
+  const void* sums;  // [R, rows, count, columns] int32, or float64 if wide
+  int64_t count;     // digits of a sample or weight
   int64_t columns;
-  bool wide;            // float64 sums of base-65536 digits
+  bool wide;  // float64 sums of base-65536 digits
 };
 
 struct Statistics {  // integer sums of each row, MATH.md section 7; null if not asked for
@@ -22,13 +22,13 @@ struct Statistics {  // integer sums of each row, MATH.md section 7; null if not
   int64_t* argmax;   // [B]
 };
 
-struct Survivors {    // the weights of a row: a short list, or digits for the matrix product
-  int64_t capacity;   // a row with more survivors is dense
-  int64_t* count;     // [B] survivors, or -1 - slot for a dense row
-  int32_t* index;     // [B, capacity]
-  int32_t* weight;    // [B, capacity]
-  int8_t* digits;     // [slots, L, n]
-  int64_t* slots;     // [1] dense rows so far
+struct Survivors {   // the weights of a row: a short list, or digits for the matrix product
+  int64_t capacity;  // a row with more survivors is dense
+  int64_t* count;    // [B] survivors, or -1 - slot for a dense row
+  int32_t* index;    // [B, capacity]
+  int32_t* weight;   // [B, capacity]
+  int8_t* digits;    // [slots, L, n]
+  int64_t* slots;    // [1] dense rows so far
 };
 
 struct CpuStages {
@@ -72,15 +72,15 @@ struct CpuStages {
 
   // Input   products of the dense rows' digits with one limb of the values
   // Output  added to num [rows, R, d] at that limb
-  void (*add_dense)(Digits sums, Survivors survivors, int64_t rows, int64_t ref_limbs,
-                    int64_t limb, int64_t* num, int threads);
+  void (*add_dense)(Digits sums, Survivors survivors, int64_t rows, int64_t ref_limbs, int64_t limb,
+                    int64_t* num, int threads);
 
   // Input   num [rows, R, d], total [rows], x [rows, d]
   // Output  out [rows, d] of x's type
   // Math    D = a num / total + b; out = c_D D + c_x x
-  void (*finish)(const int64_t* num, const int64_t* total, const double* affine,
-                 const double* c_D, const double* c_x, const void* x, bool wide, int64_t rows,
-                 int64_t ref_limbs, int64_t dim, void* out, int threads);
+  void (*finish)(const int64_t* num, const int64_t* total, const double* affine, const double* c_D,
+                 const double* c_x, const void* x, bool wide, int64_t rows, int64_t ref_limbs,
+                 int64_t dim, void* out, int threads);
 };
 
 // The stages for the best instruction set this processor has.

@@ -9,7 +9,8 @@ void run_tasks(int64_t tasks, int threads, void (*body)(void*, int64_t), void* c
 
 namespace {
 
-template <class Body> void parallel_for(int64_t tasks, int threads, Body body) {
+template <class Body>
+void parallel_for(int64_t tasks, int threads, Body body) {
   run_tasks(
       tasks, threads, [](void* context, int64_t task) { (*static_cast<Body*>(context))(task); },
       &body);

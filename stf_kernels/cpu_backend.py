@@ -47,6 +47,11 @@ class _Survivors(NamedTuple):
         return (self.capacity, *(t.data_ptr() for t in self[1:]))
 
 
+def extension() -> ModuleType | None:
+    """The compiled module, for stf_kernels.env."""
+    return _C
+
+
 def unavailable(device: torch.device) -> str | None:
     """Why this backend cannot run on `device`, or None."""
     if device.type != "cpu":
