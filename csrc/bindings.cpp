@@ -38,8 +38,18 @@ stf::Statistics statistics(py::tuple fields) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  const stf::CpuStages& cpu = stf::cpu_stages();
-  m.attr("isa") = cpu.isa;
+  static stf::CpuStages cpu = *stf::cpu_stages().front();
+  m.def("isa", [] { return cpu.isa; });
+  m.def("isas", [] {
+    py::list names;
+    for (const auto* stages : stf::cpu_stages()) names.append(stages->isa);
+    return names;
+  });
+  m.def("use_isa", [](const std::string& isa) {  // for tests: the bits are the same in each
+    for (const auto* stages : stf::cpu_stages())
+      if (isa == stages->isa) return void(cpu = *stages);
+    throw py::value_error("isa must be one this processor has, got " + isa);
+  });
 
   // The CUDA part: the architectures it was built for, or why it was not.
   m.attr("cuda_architectures") = STF_CUDA_ARCHITECTURES;
@@ -53,24 +63,24 @@ PYBIND11_MODULE(_C, m) {
     for (int64_t i = 0; i < count; ++i) at<double>(p)[i] = stf::exp2_spec(at<double>(e)[i]);
   });
 
-  m.def("quantize", [&cpu](Address x, bool wide, int64_t rows, int64_t dim, int limbs, Address out,
-                           int64_t row_stride, int64_t limb_stride, Address step, Address exponent,
-                           int threads) {
-    py::gil_scoped_release unlocked;
-    cpu.quantize(at<const void>(x), wide, rows, dim, limbs, at<int8_t>(out), row_stride,
-                 limb_stride, at<double>(step), at<const int64_t>(exponent), threads);
-  });
+  m.def("quantize",
+        [](Address x, bool wide, int64_t rows, int64_t dim, int limbs, Address out,
+           int64_t row_stride, int64_t limb_stride, Address step, Address exponent, int threads) {
+          py::gil_scoped_release unlocked;
+          cpu.quantize(at<const void>(x), wide, rows, dim, limbs, at<int8_t>(out), row_stride,
+                       limb_stride, at<double>(step), at<const int64_t>(exponent), threads);
+        });
 
-  m.def("norms", [&cpu](Address values, int64_t limbs, int64_t count, int64_t dim,
-                        double twice_offset, Address out, int threads) {
+  m.def("norms", [](Address values, int64_t limbs, int64_t count, int64_t dim, double twice_offset,
+                    Address out, int threads) {
     py::gil_scoped_release unlocked;
     cpu.norms(at<const int8_t>(values), limbs, count, dim, twice_offset, at<double>(out), threads);
   });
 
   m.def("logits",
-        [&cpu](py::tuple dots, int64_t rows, int64_t ref_limbs, Address slope, Address curvature,
-               Address norms, Address bias, Address labels, Address ref_labels, int64_t first,
-               int64_t n, Address relative, Address anchors, int threads) {
+        [](py::tuple dots, int64_t rows, int64_t ref_limbs, Address slope, Address curvature,
+           Address norms, Address bias, Address labels, Address ref_labels, int64_t first,
+           int64_t n, Address relative, Address anchors, int threads) {
           const auto sums = digits(dots);
           py::gil_scoped_release unlocked;
           cpu.logits(sums, rows, ref_limbs, at<const double>(slope), at<const double>(curvature),
@@ -80,8 +90,8 @@ PYBIND11_MODULE(_C, m) {
         });
 
   m.def("weights",
-        [&cpu](Address relative, Address anchors, int64_t rows, int64_t n, int limbs, double scale,
-               Address total, Address peak, py::tuple lists, py::tuple sums, int threads) {
+        [](Address relative, Address anchors, int64_t rows, int64_t n, int limbs, double scale,
+           Address total, Address peak, py::tuple lists, py::tuple sums, int threads) {
           const auto into = survivors(lists);
           const auto stats = statistics(sums);
           py::gil_scoped_release unlocked;
@@ -89,15 +99,15 @@ PYBIND11_MODULE(_C, m) {
                       at<int64_t>(total), at<double>(peak), into, stats, threads);
         });
 
-  m.def("gather", [&cpu](py::tuple lists, int64_t rows, Address values, int64_t ref_limbs,
-                         int64_t n, int64_t dim, Address num, int threads) {
+  m.def("gather", [](py::tuple lists, int64_t rows, Address values, int64_t ref_limbs, int64_t n,
+                     int64_t dim, Address num, int threads) {
     const auto from = survivors(lists);
     py::gil_scoped_release unlocked;
     cpu.gather(from, rows, at<const int8_t>(values), ref_limbs, n, dim, at<int64_t>(num), threads);
   });
 
-  m.def("add_dense", [&cpu](py::tuple sums, py::tuple lists, int64_t rows, int64_t ref_limbs,
-                            int64_t limb, Address num, int threads) {
+  m.def("add_dense", [](py::tuple sums, py::tuple lists, int64_t rows, int64_t ref_limbs,
+                        int64_t limb, Address num, int threads) {
     const auto from = digits(sums);
     const auto slots = survivors(lists);
     py::gil_scoped_release unlocked;
@@ -105,8 +115,8 @@ PYBIND11_MODULE(_C, m) {
   });
 
   m.def("finish",
-        [&cpu](Address num, Address total, Address affine, Address c_D, Address c_x, Address x,
-               bool wide, int64_t rows, int64_t ref_limbs, int64_t dim, Address out, int threads) {
+        [](Address num, Address total, Address affine, Address c_D, Address c_x, Address x,
+           bool wide, int64_t rows, int64_t ref_limbs, int64_t dim, Address out, int threads) {
           py::gil_scoped_release unlocked;
           cpu.finish(at<const int64_t>(num), at<const int64_t>(total), at<const double>(affine),
                      at<const double>(c_D), at<const double>(c_x), at<const void>(x), wide, rows,

@@ -14,18 +14,20 @@ extern const CpuStages stages;
 }
 #endif
 
-const CpuStages& cpu_stages() {
+std::vector<const CpuStages*> cpu_stages() {
+  std::vector<const CpuStages*> found;
 #ifdef STF_X86
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                        __builtin_cpu_supports("bmi2");
+  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return avx512::stages;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("bmi2"))
-    return avx2::stages;
+    found.push_back(&avx512::stages);
+  if (has_avx2) found.push_back(&avx2::stages);
 #endif
-  return baseline::stages;
+  found.push_back(&baseline::stages);
+  return found;
 }
 
 }  // namespace stf

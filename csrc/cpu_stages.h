@@ -5,6 +5,7 @@
 // digits (two int8 digits joined) where the machine has no exact int8 product.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 namespace stf {
 
@@ -83,7 +84,7 @@ struct CpuStages {
                  int64_t dim, void* out, int threads);
 };
 
-// The stages for the best instruction set this processor has.
-const CpuStages& cpu_stages();
+// The stages this processor can run, for the best instruction set first.
+std::vector<const CpuStages*> cpu_stages();
 
 }  // namespace stf

@@ -136,9 +136,13 @@ def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
     return digits, step
 
 
-def _factor(digits: Tensor, terms: int) -> Tensor:
-    """The left side of limb products: int8 digits as they are, or pairs of them in float64."""
-    if has_int8_products() and terms <= ar.MAX_INT32_TERMS:
+def _factor(digits: Tensor) -> Tensor:
+    """The left side of limb products: int8 digits as they are, or pairs of them in float64.
+
+    `torch._int_mm` is wrong for a single term (it misreads the strides: torch 2.13), and int32
+    sums have a largest number of terms.
+    """
+    if has_int8_products() and 1 < digits.shape[2] <= ar.MAX_INT32_TERMS:
         return digits
     pairs = digits[:, ::2].double()
     pairs[:, : digits.shape[1] // 2] += digits[:, 1::2].double() * ar.LIMB_RADIX
@@ -167,7 +171,7 @@ def logits(samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]:
     rows = samples.q.shape[0]
     relative = torch.empty((rows, n), dtype=torch.float32)
     anchors = torch.empty((rows, -(-n // ar.BLOCK)), dtype=torch.float64)
-    left = _factor(samples.q, dim)
+    left = _factor(samples.q)
     count = left.shape[1]
     dtype = _sums_dtype(left)
     bytes_per_block = ref_limbs * rows * count * ar.BLOCK * dtype.itemsize
@@ -245,7 +249,7 @@ def weighted_sum(weights: Weights, values: Tensor) -> Tensor:
         return num
     terms = ar.MAX_INT32_TERMS // ar.BLOCK * ar.BLOCK
     for first in range(0, n, terms):
-        left = _factor(survivors.digits[:dense, :, first : first + terms], min(n, terms))
+        left = _factor(survivors.digits[:dense, :, first : first + terms])
         count = left.shape[1]
         left = left.reshape(dense * count, -1)
         sums = torch.empty((dense * count, dim), dtype=_sums_dtype(left))

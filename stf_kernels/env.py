@@ -1,4 +1,4 @@
-"""`python -m stf_kernels.env`: what was built, for what, what runs here, and why the rest does not."""
+"""`python -m stf_kernels.env`: what was built, for what, what runs here, and why not the rest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def report() -> dict[str, str]:
     if extension is None:
         lines["extension _C"] = f"not importable: {cpu_backend.unavailable(torch.device('cpu'))}"
     else:
-        lines["extension _C"] = f"{extension.isa} code, of baseline, avx2 and avx512"
+        lines["extension _C"] = f"{extension.isa()} code, of {', '.join(extension.isas())}"
         lines["int8 products"] = (
             "oneDNN" if cpu_backend.has_int8_products() else "none that is exact: float64 instead"
         )
