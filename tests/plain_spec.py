@@ -13,9 +13,17 @@ INF, NAN = math.inf, math.nan
 LOG2E = float.fromhex("0x1.71547652b82fep+0")
 POLYNOMIAL = [
     float.fromhex(c)
-    for c in """0x1.0p+0 0x1.62e42fef84cdep-1 0x1.ebfbdff823d3dp-3 0x1.c6b08dd6ff15bp-5
-    0x1.3b2ab71811a68p-7 0x1.5d8745a56b832p-10 0x1.4308ac96142bep-13 0x1.00dc4b47df585p-16
-    0x1.63d12d5a78103p-20""".split()
+    for c in (
+        "0x1.0p+0",
+        "0x1.62e42fef84cdep-1",
+        "0x1.ebfbdff823d3dp-3",
+        "0x1.c6b08dd6ff15bp-5",
+        "0x1.3b2ab71811a68p-7",
+        "0x1.5d8745a56b832p-10",
+        "0x1.4308ac96142bep-13",
+        "0x1.00dc4b47df585p-16",
+        "0x1.63d12d5a78103p-20",
+    )
 ]
 
 

@@ -150,16 +150,20 @@ def test_bits_do_not_depend_on_threads_or_instruction_set(isa, threads):
 def test_float64_products_give_the_bits_of_int8_products(monkeypatch, precision):
     torch.manual_seed(5)
     x, u, sigma = problem((30, 1200, 90), torch.float32)
+    multiply, seen = cpu._multiply, set()
+
+    def watched(left, right, out):
+        seen.add(left.dtype)
+        multiply(left, right, out)
+
     for refs in (References(u, value_range=(-1, 1)), References(u.float() / 50)):
         spec = stable_target(x, refs, sigma, backend="torch", precision=precision)
-        seen = []
-        multiply = cpu._multiply
-        monkeypatch.setattr(cpu, "_multiply", lambda *a: (seen.append(a[0].dtype), multiply(*a)))
-        monkeypatch.setattr(cpu, "has_int8_products", lambda: False)
-        out = stable_target(x, refs, sigma, backend="cpu", precision=precision)
-        assert set(seen) == {torch.float64}
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu, "_multiply", watched)
+            patch.setattr(cpu, "has_int8_products", lambda: False)
+            out = stable_target(x, refs, sigma, backend="cpu", precision=precision)
         assert_same_bits(out, spec)
-        monkeypatch.undo()
+    assert seen == {torch.float64}
 
 
 @needs_extension
