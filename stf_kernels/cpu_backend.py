@@ -7,9 +7,9 @@ in float64 instead, which is exact too: 2^15 * 2^7 a term, and sums stay below 2
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
-from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ from .stages import Prepared, Samples, Weights
 
 NAME = "cpu"
 
-_C: ModuleType | None
+_C: Any
 try:
-    from . import _C
+    _C = importlib.import_module("stf_kernels._C")
 except ImportError as error:
     _C, _import_error = None, str(error)
 
@@ -37,9 +37,9 @@ class _Survivors(NamedTuple):
     """csrc/cpu_stages.h: the short lists of sparse rows, the digits of dense ones."""
 
     capacity: int
-    count: Tensor  # [B] int64
-    index: Tensor  # [B, capacity] int32
-    weight: Tensor  # [B, capacity] int32
+    counts: Tensor  # [B] int64
+    indices: Tensor  # [B, capacity] int32
+    weights: Tensor  # [B, capacity] int32
     digits: Tensor  # [B, L, n] int8, of which the first `slots` are used
     slots: Tensor  # [1] int64
 
@@ -47,8 +47,8 @@ class _Survivors(NamedTuple):
         return (self.capacity, *(t.data_ptr() for t in self[1:]))
 
 
-def extension() -> ModuleType | None:
-    """The compiled module, for stf_kernels.env."""
+def extension() -> Any:
+    """The compiled module, or None."""
     return _C
 
 
@@ -238,7 +238,7 @@ def weighted_sum(weights: Weights, values: Tensor) -> Tensor:
     """Stage 4: sum_k P_ik v_kj for each reference limb, exact int64 [B, R, d]."""
     survivors: _Survivors = weights.weight
     ref_limbs, n, dim = values.shape
-    rows = survivors.count.shape[0]
+    rows = survivors.counts.shape[0]
     threads = torch.get_num_threads()
     num = torch.empty((rows, ref_limbs, dim), dtype=torch.int64)
     _C.gather(

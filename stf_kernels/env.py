@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
+from typing import Any
 
 import torch
 
@@ -51,7 +52,7 @@ def report() -> dict[str, str]:
     return lines
 
 
-def _device_check(extension: object, device: int) -> str:
+def _device_check(extension: Any, device: int) -> str:
     """Whether the device's arithmetic gives the host's bits, by 2^e on [-63, 0]."""
     if not hasattr(extension, "cuda_exp2"):
         return "arithmetic not checked: the CUDA part is not built"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .backends import BACKENDS
-from .parameterization import EDM, Velocity
+from .parameterization import EDM, Parameterization, Velocity
 from .references import References
 from .target import stable_target, stable_target_with_stats
 
@@ -86,7 +86,7 @@ def _conditions(backend: str, device: str) -> Tensor:
 
 
 def _floats(
-    backend: str, device: str, dtype: torch.dtype, limbs: int | None, target: object
+    backend: str, device: str, dtype: torch.dtype, limbs: int | None, target: Parameterization
 ) -> Tensor:
     u = images(300, 130, 5)
     x, sigma = samples(u, 24, 6)

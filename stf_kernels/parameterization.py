@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +78,7 @@ def _edm(sigma: Tensor, alpha: Tensor, sigma_data: Tensor) -> Coefficients:
     return 1.0 / c_out, -c_skip / c_out
 
 
-KINDS = {
+KINDS: dict[str, Callable[..., Coefficients]] = {
     "score": _score,
     "denoised": _denoised,
     "epsilon": _epsilon,

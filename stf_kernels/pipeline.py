@@ -60,7 +60,7 @@ def run(
         stages.finish(num, weights.total, refs.affine, samples, out[part])
         if norm_digits is not None:
             norm = stages.weighted_sum(weights, norm_digits)[:, :, 0]
-            sums.append(Sums(*weights[1:], norm))
+            sums.append(Sums(*weights[1:], norm))  # type: ignore[arg-type]  # all there
     return out, Sums(*map(torch.cat, zip(*sums, strict=True))) if statistics else None
 
 

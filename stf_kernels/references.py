@@ -132,9 +132,9 @@ class References:
         return sum(t.nbytes for t in (self._values, self._norms))
 
     @cached_property
-    def classes(self) -> Tensor | None:
+    def classes(self) -> Tensor:
         """The labels that occur, sorted int64."""
-        return None if self.labels is None else torch.unique(self.labels)
+        return torch.empty(0) if self.labels is None else torch.unique(self.labels)
 
     def prepared(self, log_weight: Tensor | None = None, *, by_label: bool = False) -> Prepared:
         """What the stages take; `log_weight` [n] is added to the set's own."""
@@ -180,8 +180,14 @@ class References:
 
     def to(self, device: torch.device | str) -> References:
         """The same references on `device`."""
-        fields = (self._values, self._norms, self._affine, self.labels, self.log_weight)
-        return References._of(self.shape, *(t if t is None else t.to(device) for t in fields))
+        return References._of(
+            self.shape,
+            self._values.to(device),
+            self._norms.to(device),
+            self._affine.to(device),
+            None if self.labels is None else self.labels.to(device),
+            None if self.log_weight is None else self.log_weight.to(device),
+        )
 
     def _positions(self, index: Tensor) -> Tensor:
         if not isinstance(index, Tensor) or index.dtype not in INTEGERS or index.dim() != 1:

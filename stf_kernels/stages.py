@@ -29,10 +29,6 @@ class Samples(NamedTuple):
     c_x: Tensor  # [B] float64
     labels: Tensor | None  # [B] int64; -1 sees every reference
 
-    def rows(self, part: slice) -> Samples:
-        """The samples of one block of rows."""
-        return Samples(*(None if field is None else field[part] for field in self))
-
 
 class Weights(NamedTuple):
     """Integer weights, as the backend keeps them, and integer sums over the references."""

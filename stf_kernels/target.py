@@ -148,7 +148,7 @@ def validate(
     counted = bias > -torch.inf
     if not bool(counted.any()):
         raise ValueError("log_weight must leave at least one reference, got -inf for all")
-    if labels is not None and rows:
+    if labels is not None and refs.labels is not None and rows:
         left = torch.isin(labels, refs.labels[counted]) | (labels == -1)
         if not bool(left.all()):
             i = _first(~left)
