@@ -1,0 +1,68 @@
+"""The pictures of a run folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from stf_train.loop import Step
+
+
+def grid(images: Tensor, zoom: int = 8, gap: int = 2) -> np.ndarray:
+    """Samples side by side, dark on light, enlarged smoothly.
+
+    Args:
+        images: [m, 1, H, W] in [-1, 1], what lies outside is clipped.
+        zoom: pixels per pixel.
+        gap: empty pixels of the sample around each sample.
+
+    Returns:
+        ceil(sqrt(m)) samples in a row, grey values [height, width] uint8.
+    """
+    paper = pad(images.double().cpu().clamp(-1, 1), [gap // 2] * 4, value=-1)
+    tiles = interpolate(paper, scale_factor=zoom, mode="bicubic")[:, 0]
+    m, height, width = tiles.shape
+    columns = math.ceil(math.sqrt(m))
+    rows = math.ceil(m / columns)
+    page = torch.full((rows * columns, height, width), -1.0, dtype=torch.float64)
+    page[:m] = tiles
+    page = (
+        page.unflatten(0, (rows, columns)).transpose(1, 2).reshape(rows * height, columns * width)
+    )
+    return ((1 - page) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def save_samples(path: Path, images: Tensor) -> None:
+    """Writes the grid of the samples, [m, 1, H, W] in [-1, 1], as a PNG."""
+    imsave(path, np.repeat(grid(images)[:, :, None], 3, axis=2), format="png")
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean of the last `width` values at every place, of fewer at the start."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - width, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def save_loss(path: Path, steps: Sequence[Step], title: str) -> None:
+    """Writes the loss of every step and its running mean against the images seen, as a PNG."""
+    images = np.array([step.images for step in steps])
+    loss = np.array([step.loss for step in steps])
+    width = max(1, len(steps) // 25)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(images, loss, color="0.8", linewidth=0.8, label="each step")
+    axes.plot(images, smooth(loss, width), color="C0", label=f"mean of the last {width} steps")
+    axes.set(title=title, xlabel="training images", ylabel="loss", yscale="log")
+    axes.grid(which="both", alpha=0.2)
+    axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,255 @@
+"""The commands, from the outside."""
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from matplotlib.image import imread
+from sklearn.datasets import load_digits
+
+from stf_train import checkpoint, cli, run
+from stf_train.cli import sample, train
+
+# 16 steps of 16 images, 4 checkpoints, on one thread.
+TINY = "--batch 16 --duration 0.000256 --tick 0.064 --cbase 16 --threads 1 --device cpu"
+
+
+def invoke(command, line):
+    return CliRunner().invoke(command, line.split(), catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run, and what the command said."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    result = invoke(train, f"{TINY} --outdir {folder} --references 100")
+    assert result.exit_code == 0, result.output
+    return folder, result
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_leaves_a_run_folder(finished):
+    folder, result = finished
+    assert {path.name for path in folder.iterdir()} == set(run.CONTENTS)
+    for name in (str(folder), *run.CONTENTS):
+        assert name in result.stdout
+
+
+def test_config_is_what_was_asked_for(finished):
+    config = json.loads((finished[0] / "config.json").read_text())
+    asked = {"target": "stf", "references": 100, "batch": 16, "cbase": 16, "threads": 1}
+    assert {name: config[name] for name in asked} == asked
+    values = load_digits().data / 8 - 1
+    assert config["sigma_data"] == pytest.approx(np.sqrt((values**2).mean()), rel=1e-12)
+
+
+def test_metrics_have_a_line_for_every_step(finished):
+    lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == list(range(1, 17))
+    assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_pictures_show_something(finished):
+    for name in ("samples.png", "loss.png"):
+        assert imread(finished[0] / name)[:, :, :3].std() > 0.05
+
+
+def test_progress_goes_to_stderr(finished):
+    result = finished[1]
+    assert "16/16" in result.stderr
+    assert "16/16" not in result.stdout
+
+
+def test_runs_are_numbered(in_tmp):
+    for number, target in enumerate(["stf", "dsm", "stf"]):
+        result = invoke(train, f"{TINY} --duration 0.000016 --target {target}")
+        assert result.exit_code == 0, result.output
+        assert (in_tmp / f"runs/{number:05d}-digits-{target}/samples.png").exists()
+
+
+def test_resuming_a_finished_run_only_draws_its_pictures_anew(finished):
+    folder, _ = finished
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "samples.png").unlink()
+    result = invoke(train, f"--resume {folder}")
+    assert result.exit_code == 0, result.output
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_stopping_and_resuming(in_tmp):
+    assert invoke(train, f"{TINY} --outdir a").exit_code == 0
+    assert invoke(train, f"{TINY} --outdir b --duration 0.0001").exit_code == 0
+    result = invoke(train, f"{TINY} --resume b")
+    assert result.exit_code == 0, result.output
+    for name in run.CONTENTS:
+        assert Path("a", name).read_bytes() == Path("b", name).read_bytes(), name
+
+
+def test_interrupt_says_how_to_continue(in_tmp, monkeypatch):
+    def interrupted(folder):
+        yield from ()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "advance", interrupted)
+    result = invoke(train, f"{TINY} --outdir a")
+    assert result.exit_code == 1
+    assert "stf-train --resume a continues from step 0 of 16" in result.stderr
+
+
+def test_divergence_keeps_the_last_checkpoint(in_tmp):
+    result = invoke(train, f"{TINY} --outdir a --lr 1e30 --tick 0.016")
+    assert result.exit_code == 1
+    assert "the loss of step" in result.stderr
+    assert "a lower --lr may help" in result.stderr
+    kept = checkpoint.read(Path("a", run.CHECKPOINT))
+    assert f"keeps the checkpoint of step {kept.step}" in result.stderr
+    lines = Path("a", run.METRICS).read_text().splitlines()
+    assert kept.step == len(lines)
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--references 15 --batch 16", "--references: 15 is less than --batch 16"),
+        ("--references 1798", "--references': '1798' is neither a number from 1 to 1797 nor 'all'"),
+        ("--references 0", "'0' is neither a number from 1 to 1797 nor 'all'"),
+        ("--references many", "'many' is neither a number from 1 to 1797 nor 'all'"),
+        ("--references 100 --target dsm", "--references: --target dsm has no references"),
+        ("--batch 1798", "'--batch': 1798 is not in the range 1<=x<=1797"),
+        ("--batch 0", "'--batch': 0 is not in the range"),
+        ("--lr 0", "'--lr': 0.0 is not in the range x>0"),
+        ("--lr nan", "'--lr': nan is not finite"),
+        ("--lr inf", "'--lr': inf is not finite"),
+        ("--ema -1", "'--ema': -1.0 is not in the range x>=0"),
+        ("--duration 0", "'--duration': 0.0 is not in the range x>0"),
+        ("--tick 0", "'--tick': 0.0 is not in the range x>0"),
+        ("--cbase 40", "--cbase: 40 is not a multiple of 16"),
+        ("--seed -1", "'--seed': -1 is not in the range"),
+        ("--threads 0", "'--threads': 0 is not in the range x>=1"),
+        ("--target sde", "'--target': 'sde' is not one of 'stf', 'dsm'"),
+        ("--resume nowhere", "'--resume': Directory 'nowhere' does not exist"),
+        ("--resume .", "--resume: there is no checkpoint"),
+    ],
+)
+def test_bad_options_are_refused_and_leave_nothing(in_tmp, line, message):
+    result = invoke(train, line)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert list(in_tmp.iterdir()) == []
+
+
+def test_cuda_is_refused_where_there_is_none(in_tmp, monkeypatch):
+    monkeypatch.setattr(cli.torch.cuda, "is_available", lambda: False)
+    result = invoke(train, "--device cuda")
+    assert result.exit_code == 2
+    assert "--device: torch finds no CUDA device" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--batch 32", "--batch: {run} was started with 16, got 32"),
+        ("--lr 0.1", "--lr: {run} was started with 0.002, got 0.1"),
+        ("--target dsm", "--target: {run} was started with stf, got dsm"),
+        ("--references all", "--references: {run} was started with 100, got 1797"),
+        ("--seed 5", "--seed: {run} was started with 0, got 5"),
+        ("--outdir elsewhere", "--outdir: a resumed run stays in its folder"),
+        ("--duration 0.0001", "--duration: {run} has already seen 0.000256 million images"),
+    ],
+)
+def test_resuming_with_other_options_is_refused(finished, option, message):
+    folder, _ = finished
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    result = invoke(train, f"--resume {folder} {option}")
+    assert result.exit_code == 2
+    assert message.format(run=folder) in " ".join(result.stderr.split())
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_folder_in_use_is_refused(finished):
+    folder, _ = finished
+    result = invoke(train, f"{TINY} --outdir {folder}")
+    assert result.exit_code == 2
+    assert f"--outdir: {folder} is not empty" in result.stderr
+
+
+def test_damage_is_reported(in_tmp):
+    assert invoke(train, f"{TINY} --outdir a --duration 0.0001").exit_code == 0
+    path = Path("a", run.METRICS)
+    path.write_bytes(path.read_bytes()[:10])
+    result = invoke(train, "--resume a --duration 0.000256")
+    assert result.exit_code == 1
+    assert "got 10" in result.stderr
+
+
+def test_sample_draws_the_same_as_training_did(finished, in_tmp):
+    result = invoke(sample, f"{finished[0]} --output s.png")
+    assert result.exit_code == 0, result.output
+    assert (in_tmp / "s.png").read_bytes() == (finished[0] / "samples.png").read_bytes()
+    assert "s.png: 100 samples, 35 network evaluations each" in result.stdout
+
+
+def test_sample_writes_values(finished, in_tmp):
+    for name, batch in (("a", 7), ("b", 3)):
+        line = f"{finished[0]} --output {name}.npy --seeds 3,5-10 --batch {batch} --steps 4"
+        assert invoke(sample, line).exit_code == 0
+    a, b = np.load("a.npy"), np.load("b.npy")
+    assert a.shape == (7, 1, 8, 8)
+    assert a.dtype == np.float32
+    np.testing.assert_allclose(a, b, atol=1e-4)  # batches differ by float32 sums alone
+    assert len(np.unique(a.round(3), axis=0)) == 7
+
+
+def test_sample_takes_the_options_of_the_sampler(finished, in_tmp):
+    base = f"{finished[0]} --output s.npy --seeds 0-3 --steps 5"
+    results = []
+    churned = ["", " --S_noise 2", " --S_max 1", " --S_min 1"]
+    others = ["", "--rho 3", "--sigma_max 10", "--sigma_min 1"]
+    for extra in [f"--S_churn 2{more}" for more in churned] + others:
+        assert invoke(sample, f"{base} {extra}").exit_code == 0
+        results.append(np.load("s.npy"))
+    for i, one in enumerate(results):
+        for other in results[:i]:
+            assert not np.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{run} --output s.jpg", "--output: s.jpg ends neither in .png nor in .npy"),
+        ("{run} --seeds 5-3", "'5-3' is empty: 3 is below 5"),
+        ("{run} --seeds a", "'a' is neither a seed nor a range like 0-63"),
+        ("{run} --sigma_min 90", "sigma_min must lie in (0, sigma_max = 80.0), got 90.0"),
+        ("{run} --sigma_max inf", "'--sigma_max': inf is not finite"),
+        ("{run} --steps 1", "'--steps': 1 is not in the range x>=2"),
+        ("{run} --S_churn nan", "'--S_churn': nan is not finite"),
+        ("{run} --S_max nan", "S_max must be at least 0, got nan"),
+        (".", "RUN: there is no checkpoint"),
+        ("nowhere", "Directory 'nowhere' does not exist"),
+    ],
+)
+def test_bad_options_of_sample_are_refused(finished, in_tmp, line, message):
+    result = invoke(sample, line.format(run=finished[0]))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert list(in_tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [train, sample])
+def test_help_explains_every_option(command):
+    assert invoke(command, "--help").exit_code == 0
+    context = click.Context(command, **command.context_settings)
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help
+            shown = parameter.get_help_record(context)[1]
+            assert "[default:" in shown or parameter.name == "resume", parameter.name

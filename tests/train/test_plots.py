@@ -1,0 +1,51 @@
+"""The pictures."""
+
+import numpy as np
+import torch
+from matplotlib.image import imread
+
+from stf_train import plots
+from stf_train.loop import Step
+
+
+def test_grid_places_the_samples_in_rows():
+    images = torch.full((5, 1, 8, 8), -1.0)
+    images[[0, 4]] = 1.0
+    page = plots.grid(images, zoom=4, gap=2)
+    cell = 4 * (8 + 2)
+    assert page.shape == (2 * cell, 3 * cell)
+    centres = page[cell // 2 :: cell, cell // 2 :: cell]
+    assert centres.tolist() == [[0, 255, 255], [255, 0, 255]]  # ink is dark
+    edges = np.concatenate([page[::cell].ravel(), page[:, ::cell].ravel()])
+    assert (edges > 250).all()  # paper between the samples
+
+
+def test_grid_clips():
+    loud = torch.randn(4, 1, 8, 8).sign() * torch.tensor([1.0, 5.0]).repeat(2).reshape(4, 1, 1, 1)
+    page = plots.grid(loud)
+    assert np.array_equal(page, plots.grid(loud.clamp(-1, 1)))
+
+
+def test_samples_png_is_the_grid(bank, tmp_path):
+    images = bank.decode(torch.arange(9))
+    plots.save_samples(tmp_path / "s.png", images)
+    picture = imread(tmp_path / "s.png")
+    assert np.array_equal((picture[:, :, 0] * 255).round(), plots.grid(images))
+
+
+def test_smooth_is_a_running_mean():
+    values = np.random.default_rng(0).normal(size=50)
+    for width in (1, 7, 80):
+        expected = [values[max(0, i + 1 - width) : i + 1].mean() for i in range(50)]
+        np.testing.assert_allclose(plots.smooth(values, width), expected, atol=1e-13)
+
+
+def test_loss_png_shows_the_loss(tmp_path):
+    def picture(losses):
+        steps = [Step(i + 1, 16 * (i + 1), v, 1.0, 1e-3) for i, v in enumerate(losses)]
+        plots.save_loss(tmp_path / "l.png", steps, "a title")
+        return imread(tmp_path / "l.png")
+
+    flat, falling = picture([1.0] * 40), picture([2.0 / (i + 1) for i in range(40)])
+    assert flat.shape == falling.shape
+    assert (flat != falling).mean() > 0.001

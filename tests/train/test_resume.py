@@ -1,0 +1,133 @@
+"""A stopped and resumed run equals one that never stopped, to the last bit of every file."""
+
+import multiprocessing
+import random
+import signal
+import time
+from itertools import islice, pairwise
+
+import pytest
+import torch
+
+from stf_train import checkpoint, run
+
+FILES = (run.CHECKPOINT, run.METRICS, run.CONFIG)
+
+
+def whole(folder, config):
+    run.create(folder, config)
+    steps = list(run.advance(folder))
+    assert [step.step for step in steps] == list(range(1, config.steps + 1))
+    return contents(folder)
+
+
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def stop_after(folder, steps):
+    """Walks away from the loop, which leaves the folder as a kill between two steps does."""
+    iterator = run.advance(folder)
+    list(islice(iterator, steps))
+    iterator.close()
+
+
+@pytest.mark.parametrize("target", ["dsm", "stf"])
+@pytest.mark.parametrize("stops", [[0], [4], [6], [11], [3, 5, 7]])
+def test_bit_for_bit(tmp_path, tiny, target, stops):
+    config = tiny(target=target, references=200)
+    for stop in stops:
+        if not (tmp_path / "b").exists():
+            run.create(tmp_path / "b", config)
+        stop_after(tmp_path / "b", stop)
+    list(run.advance(tmp_path / "b"))
+    assert contents(tmp_path / "b") == whole(tmp_path / "a", config)
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"target": "dsm"}, {"references": 1000}])
+def test_other_options_give_other_bits(tmp_path, tiny, change):
+    """Without this the tests above might compare what nothing can change."""
+    ours = whole(tmp_path / "a", tiny())
+    theirs = whole(tmp_path / "b", tiny(**change))
+    assert ours[run.METRICS] != theirs[run.METRICS]
+    a, b = (checkpoint.read(tmp_path / name / run.CHECKPOINT) for name in "ab")
+    assert (a.tensors["ema.leave.weight"] != b.tensors["ema.leave.weight"]).any()
+
+
+@pytest.mark.parametrize(
+    "rest", [b'{"step": 5, "ima', b'{"step": 99}\n{"step": 100}\n', b"\0" * 64]
+)
+def test_what_follows_the_checkpoint_in_the_metrics_is_cut_off(tmp_path, tiny, rest):
+    run.create(tmp_path / "b", tiny())
+    stop_after(tmp_path / "b", 4)
+    with open(tmp_path / "b" / run.METRICS, "ab") as file:
+        file.write(rest)
+    list(run.advance(tmp_path / "b"))
+    assert contents(tmp_path / "b") == whole(tmp_path / "a", tiny())
+
+
+def test_metrics_shorter_than_the_checkpoint_knows_are_refused(tmp_path, tiny):
+    run.create(tmp_path, tiny())
+    stop_after(tmp_path, 4)
+    path = tmp_path / run.METRICS
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"must hold the \d+ bytes .* got 50"):
+        next(run.advance(tmp_path))
+    assert len(path.read_bytes()) == 50
+
+
+def test_a_longer_run_is_one_that_was_planned_so(tmp_path, tiny):
+    short, long = tiny(), tiny(duration=16 * 20 / 1e6)
+    run.create(tmp_path / "b", short)
+    list(run.advance(tmp_path / "b"))
+    run.extend(tmp_path / "b", long.duration)
+    list(run.advance(tmp_path / "b"))
+    assert contents(tmp_path / "b") == whole(tmp_path / "a", long)
+
+
+def test_nothing_outside_the_run_is_random(tmp_path, tiny):
+    """The global generator neither decides nor notices anything."""
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = whole(tmp_path / "a", tiny())
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert whole(tmp_path / "b", tiny()) == first
+
+
+def train_to_the_end(folder):
+    for _ in run.advance(folder):
+        pass
+
+
+def test_killed_at_any_moment(tmp_path, tiny):
+    """SIGKILL while a checkpoint is written after every step, and the run goes on from there."""
+    config = tiny(target="dsm", duration=16 * 150 / 1e6, tick=16 / 1e3)
+    run.create(tmp_path / "b", config)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["stf_train.run"])
+    chance = random.Random(0)
+    reached = [0]
+    for _ in range(6):
+        child = processes.Process(target=train_to_the_end, args=(tmp_path / "b",))
+        child.start()
+        wait_for_writes(child, tmp_path / "b" / run.CHECKPOINT, chance.randint(1, 10))
+        time.sleep(chance.uniform(0, 0.02))
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL  # it had not come to its end
+        reached.append(checkpoint.read(tmp_path / "b" / run.CHECKPOINT).step)
+    assert all(before < after for before, after in pairwise(reached)), reached
+    list(run.advance(tmp_path / "b"))
+    assert contents(tmp_path / "b") == whole(tmp_path / "a", config)
+
+
+def wait_for_writes(child, path, count):
+    """Until the file was seen to change so often."""
+    deadline = time.monotonic() + 60
+    for _ in range(count):
+        before = path.stat().st_mtime_ns
+        while path.stat().st_mtime_ns == before:
+            assert child.is_alive(), "the training ended by itself"
+            assert time.monotonic() < deadline, "no checkpoint within a minute"
+            time.sleep(0.0005)
