@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -40,7 +41,10 @@ void run_tasks(int64_t count, int threads, void (*body)(void*, int64_t), void* c
     gomp_parallel(Tasks::work, &tasks, threads, 0);
   } else {
     std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) others.emplace_back(Tasks::work, &tasks);
+    try {
+      for (int i = 1; i < threads; ++i) others.emplace_back(Tasks::work, &tasks);
+    } catch (const std::system_error&) {  // no more threads to be had: those there are will do
+    }
     Tasks::work(&tasks);
     for (auto& other : others) other.join();
   }

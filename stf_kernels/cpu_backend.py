@@ -25,9 +25,10 @@ try:
 except ImportError as error:
     _C, _import_error = None, str(error)
 
-# A row with more survivors than this goes through the matrix product. One more survivor costs a
-# sparse row about 0.07 us at d = 3072, a dense row about 50 us in all (two cores, AVX-512 VNNI).
-SPARSE_SURVIVORS = 512
+# A row in which more than one reference in ten survives goes through the matrix product: there a
+# reference costs a tenth of what gathering it does (1.1 against .03 us at d = 3072, one core).
+SPARSE_SHARE = 10
+MAX_SURVIVORS = 1 << 15  # so that float64 sums of P v, below 2^38 each, are exact
 MAX_ROWS = 256
 ROW_BYTES = 32 << 20  # of a block of rows, everything but the limb products
 PRODUCT_BYTES = 16 << 20  # of the limb products held at a time
@@ -74,7 +75,7 @@ def has_int8_products() -> bool:
 def rows_per_block(refs: Prepared, limbs: int) -> int:
     """How many samples go through the stages together; no bit depends on it."""
     ref_limbs, n, dim = refs.values.shape
-    row = (4 + limbs) * n + (5 * limbs + 8 * ref_limbs) * dim
+    row = (4 + limbs) * n + 8 * (n // SPARSE_SHARE) + (5 * limbs + 8 * ref_limbs) * dim
     return max(1, min(MAX_ROWS, ROW_BYTES // row))
 
 
@@ -206,7 +207,7 @@ def weights(relative: Tensor, anchors: Tensor, precision: str, statistics: bool)
     """Stage 3: integer weights P = rint(2^e scale) of the survivors, and their sums."""
     rows, n = relative.shape
     limbs = ar.LIMBS[precision]
-    capacity = min(SPARSE_SURVIVORS, n)
+    capacity = max(1, min(n // SPARSE_SHARE, MAX_SURVIVORS))
     survivors = _Survivors(
         capacity,
         torch.empty(rows, dtype=torch.int64),

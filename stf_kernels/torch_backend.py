@@ -5,6 +5,8 @@ Written to be read beside MATH.md, not to be fast: every other backend is held t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -29,13 +31,12 @@ def rows_per_block(refs: Prepared, limbs: int) -> int:
 
 def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
     """Float references [n, d] in fixed point: values int8 [R, n, d], norms [n], scale a []."""
-    largest = torch.stack([torch.aminmax(data).min.abs(), torch.aminmax(data).max.abs()]).amax()
-    largest = largest.double()  # NaN and infinity pass through aminmax
+    low, high = torch.aminmax(data)  # NaN and infinity pass through
+    largest = torch.maximum(low.abs(), high.abs()).double()
     finite = torch.isfinite(largest)
     exponent = ar.fixed_point_exponent(torch.where(finite, largest, 0.0), limbs)
     values = torch.empty((limbs, *data.shape), dtype=torch.int8, device=data.device)
-    for rows in torch.arange(len(data)).split(max(1, PREPARE_ELEMENTS // data.shape[1])):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
+    for part in _parts(*data.shape):
         v = torch.round(data[part].double() * ar.power_of_two(-exponent))
         v = torch.where(finite, v, 0.0).to(torch.int64)
         for limb, digit in enumerate(ar.split_limbs(v, limbs)):
@@ -54,8 +55,7 @@ def norms(values: Tensor, twice_offset: float) -> Tensor:
         twice_offset: 2 b / a
     """
     out = torch.empty(values.shape[1], dtype=torch.float64, device=values.device)
-    for rows in torch.arange(len(out)).split(max(1, PREPARE_ELEMENTS // values.shape[2])):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
+    for part in _parts(*values.shape[1:]):
         halves = [join_limbs(half) for half in values[:, part].split(2)]
         low = halves[0]
         square = (low * low).sum(1).double()
@@ -67,6 +67,12 @@ def norms(values: Tensor, twice_offset: float) -> Tensor:
             total = high.sum(1).double() * 2.0**16 + total
         out[part] = square + twice_offset * total
     return out
+
+
+def _parts(rows: int, dim: int) -> Iterator[slice]:
+    """Slices that cover the rows, of at most PREPARE_ELEMENTS values each."""
+    size = max(1, PREPARE_ELEMENTS // dim)
+    return (slice(start, start + size) for start in range(0, rows, size))
 
 
 def join_limbs(digits: Tensor) -> Tensor:

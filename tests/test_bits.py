@@ -173,19 +173,19 @@ def test_a_row_may_gather_or_multiply(monkeypatch):
     refs = References(u, value_range=(-1, 1))
     spec = stable_target_with_stats(x, refs, sigma, backend="torch")
     weights, dense = cpu.weights, {}
-    for capacity in (1, 40, 5000):
+    for share in (800, 20, 1):  # lists of 1, 40 and 800 survivors
 
-        def watched(*args, capacity=capacity):
+        def watched(*args, share=share):
             out = weights(*args)
-            dense[capacity] = int(out.weight.slots)
+            dense[share] = int(out.weight.slots)
             return out
 
-        monkeypatch.setattr(cpu, "SPARSE_SURVIVORS", capacity)
+        monkeypatch.setattr(cpu, "SPARSE_SHARE", share)
         monkeypatch.setattr(cpu, "weights", watched)
         out = stable_target_with_stats(x, refs, sigma, backend="cpu")
         assert_same_bits(out[0], spec[0])
         assert all(torch.equal(a, b) for a, b in zip(out[1], spec[1], strict=True))
-    assert 24 > dense[1] > dense[40] > dense[5000] == 0
+    assert 24 > dense[800] > dense[20] > dense[1] == 0
 
 
 @needs_extension
