@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 .PHONY: demo test bench style
 
 demo: $(STAMP)
-	$(BIN)/stf-train --outdir runs
+	$(BIN)/stf-train
 
 test: $(STAMP)
 	$(BIN)/pytest

@@ -1,6 +1,7 @@
 #include "cpu_stages.h"
 
 #include <limits>
+#include <type_traits>
 
 #include "arithmetic.h"
 #include "parallel.h"
@@ -17,23 +18,19 @@ int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // ---- quantize
 
-// max |x| of a row through the ordering of its bits, in which infinity and NaN are largest.
-double largest_magnitude(const float* x, int64_t dim) {
-  uint32_t largest = 0;
-  for (int64_t j = 0; j < dim; ++j) {
-    const uint32_t magnitude = bits<uint32_t>(x[j]) & 0x7fffffffu;
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  return bits<float>(largest);
-}
+template <class T>
+using Word = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
 
-double largest_magnitude(const double* x, int64_t dim) {
-  uint64_t largest = 0;
+// max |x| of a row through the ordering of its bits, in which infinity and NaN are largest.
+template <class T>
+double largest_magnitude(const T* x, int64_t dim) {
+  constexpr Word<T> without_sign = ~Word<T>{0} >> 1;
+  Word<T> largest = 0;
   for (int64_t j = 0; j < dim; ++j) {
-    const uint64_t magnitude = bits<uint64_t>(x[j]) & 0x7fffffffffffffffu;
+    const Word<T> magnitude = bits<Word<T>>(x[j]) & without_sign;
     largest = magnitude > largest ? magnitude : largest;
   }
-  return bits<double>(largest);
+  return bits<T>(largest);
 }
 
 template <class T, int L>
