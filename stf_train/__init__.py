@@ -1,0 +1,1 @@
+"""Training a small diffusion model with the stable target field."""

@@ -39,7 +39,8 @@ class Checkpoint:
         adam = self.part("optimizer")
         for name, parameter in state.network.named_parameters():
             state.optimizer.state[parameter] = {
-                key.removeprefix(f"{name}."): tensor
+                # Moments live beside their weights; the step count stays on the CPU.
+                key.removeprefix(f"{name}."): tensor.to(parameter.device) if tensor.ndim else tensor
                 for key, tensor in adam.items()
                 if key.rpartition(".")[0] == name
             }

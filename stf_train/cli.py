@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
-from click.core import ParameterSource
-from torch import Tensor
 from tqdm import tqdm
 
-from stf_train import checkpoint, data, metrics, plots, run
+from stf_train import checkpoint, data, plots, run
 from stf_train.config import Config
 from stf_train.loop import Diverged
-from stf_train.options import CountOrAll, Finite, Seeds
-from stf_train.sample import ODE, Churn, Denoiser, heun, seeded, sigma_steps
+from stf_train.options import DEVICE, CountOrAll, Finite, Seeds, bad, given, resolve
+from stf_train.sample import RHO, SIGMA_MAX, SIGMA_MIN, STEPS, Churn, heun, seeded, sigma_steps
 
 SETTINGS = {"show_default": True, "max_content_width": 100}
-DEVICE = click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    help="Where to compute; auto takes CUDA where there is one.",
-)
-STEPS, SIGMA_MIN, SIGMA_MAX, RHO = 18, 0.002, 80.0, 7.0  # of EDM for its smallest images
 
 
 @click.command(context_settings=SETTINGS)
@@ -41,7 +32,7 @@ STEPS, SIGMA_MIN, SIGMA_MAX, RHO = 18, 0.002, 80.0, 7.0  # of EDM for its smalle
     metavar="RUN",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Continue the run in this folder, bit for bit as if it had never stopped. Its options "
-    "hold; of those given here only a longer --duration may differ.",
+    "hold; of those given here only --duration may differ, to train longer.",
 )
 @click.option(
     "--target",
@@ -157,7 +148,7 @@ def train(
         folder = resume
         continue_with(context, folder)
     train_to_the_end(folder)
-    draw_pictures(folder)
+    run.draw_pictures(folder)
     click.echo(f"{folder} holds")
     for name, what in run.CONTENTS.items():
         click.echo(f"  {name:24}{what}")
@@ -188,18 +179,14 @@ def continue_with(context: click.Context, folder: Path) -> None:
             continue
         if name == "outdir":
             raise bad("--outdir", "a resumed run stays in its folder.")
-        if name == "device":
-            value = resolve(value)
-        if value != options[name]:
+        if value not in (options[name], "auto"):
             raise bad(f"--{name}", f"{folder} was started with {options[name]}, got {value}.")
     if given(context, "duration"):
         duration = context.params["duration"]
-        done = kept.step * kept.config.batch / 1e6
-        if duration < done:
-            raise bad(
-                "--duration", f"{folder} has already seen {done} million images, got {duration}."
-            )
-        run.extend(folder, duration)
+        if replace(kept.config, duration=duration).steps < kept.step:
+            done = kept.step * kept.config.batch / 1e6
+            raise bad("--duration", f"{folder} has seen {done} million images, got {duration}.")
+        run.set_duration(folder, duration)
 
 
 def new_folder(outdir: Path | None, name: str) -> Path:
@@ -214,12 +201,10 @@ def new_folder(outdir: Path | None, name: str) -> Path:
         return outdir
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
-    for number in itertools.count():
-        if not any(runs.glob(f"{number:05d}-*")):
-            folder = runs / f"{number:05d}-{name}"
-            folder.mkdir()
-            return folder
-    raise AssertionError("unreachable")
+    number = next(i for i in itertools.count() if not any(runs.glob(f"{i:05d}-*")))
+    folder = runs / f"{number:05d}-{name}"
+    folder.mkdir()
+    return folder
 
 
 def train_to_the_end(folder: Path) -> None:
@@ -244,27 +229,6 @@ def train_to_the_end(folder: Path) -> None:
         ) from stop
     except ValueError as damage:
         raise click.ClickException(str(damage)) from damage
-
-
-def draw_pictures(folder: Path) -> None:
-    """Writes samples.png and loss.png."""
-    kept = checkpoint.read(folder / run.CHECKPOINT)
-    device = kept.config.device
-    t = sigma_steps(STEPS, SIGMA_MIN, SIGMA_MAX, RHO)
-    images, _ = generate(run.denoiser(kept, device), range(100), t, ODE, device)
-    plots.save_samples(folder / run.SAMPLES, images)
-    steps = metrics.read(folder / run.METRICS)
-    plots.save_loss(folder / run.LOSS, steps, f"digits, --target {kept.config.target}")
-
-
-def generate(
-    denoise: Denoiser, seeds: Sequence[int], t: Sequence[float], churn: Churn, device: str
-) -> tuple[Tensor, int]:
-    """One sample for each seed, [m, *shape] float32 on the CPU, and how often D was evaluated."""
-    noise = seeded(seeds, data.SHAPE)
-    for state in heun(denoise, lambda: noise().to(device), t, churn):
-        last = state
-    return last.x.float().cpu(), last.evaluations
 
 
 @click.command(context_settings=SETTINGS)
@@ -367,34 +331,16 @@ def sample(
         raise click.UsageError(str(error)) from error
     batches = [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
     parts = []
-    for part in tqdm(batches, unit="batch"):
-        images, evaluations = generate(denoise, part, t, churn, device)
-        parts.append(images)
-    images = torch.cat(parts)
+    for batch_seeds in tqdm(batches, unit="batch"):
+        noise = seeded(batch_seeds, data.SHAPE, device)
+        *_, state = heun(denoise, noise, t, churn)
+        parts.append(state.x)
+    images = torch.cat(parts).float().cpu()
     if output.suffix == ".npy":
         np.save(output, images.numpy())
     else:
         plots.save_samples(output, images)
-    click.echo(f"{output}: {len(images)} samples, {evaluations} network evaluations each")
-
-
-def given(context: click.Context, name: str) -> bool:
-    """Whether an option stood on the command line."""
-    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
-def bad(option: str, message: str) -> click.BadParameter:
-    return click.BadParameter(message, param_hint=option)
-
-
-def resolve(device: str) -> str:
-    """The device to use."""
-    cuda = torch.cuda.is_available()
-    if device == "cuda" and not cuda:
-        raise bad("--device", "torch finds no CUDA device.")
-    if device == "auto":
-        return "cuda" if cuda else "cpu"
-    return device
+    click.echo(f"{output}: {len(images)} samples, {state.evaluations} network evaluations each")
 
 
 def read(folder: Path, hint: str) -> checkpoint.Checkpoint:

@@ -37,7 +37,7 @@ class Step:
 
 
 class Diverged(ArithmeticError):
-    """The loss of a step is not finite; the state is that of the step before."""
+    """The loss or gradient of a step is not finite; the weights are those of the step before."""
 
 
 def train(
@@ -57,7 +57,7 @@ def train(
         A report after each step.
 
     Raises:
-        Diverged: a loss is not finite.
+        Diverged: a loss or gradient is not finite.
     """
     parameters = list(state.network.parameters())
     for step in range(state.step + 1, steps + 1):
@@ -66,16 +66,17 @@ def train(
         # Draw the minibatch and its noise; compute the loss.
         order = draw(len(loss.data), state.generator)
         value = loss(state.network, order, batch, state.generator)
-        if not math.isfinite(value.item()):
-            raise Diverged(f"the loss of step {step} is {value.item()}")
+        state.optimizer.zero_grad()
+        value.backward()
+        norm = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm()
+        for name, number in (("loss", value), ("gradient norm", norm)):
+            if not math.isfinite(number.item()):
+                raise Diverged(f"the {name} of step {step} is {number.item()}")
 
         # Update weights.
         step_lr = lr * min(images / max(rampup, 1e-8), 1)
         for group in state.optimizer.param_groups:
             group["lr"] = step_lr
-        state.optimizer.zero_grad()
-        value.backward()
-        norm = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm()
         state.optimizer.step()
 
         # Update EMA.

@@ -1,4 +1,4 @@
-"""Kinds of command line options that click lacks."""
+"""Kinds of command line options that click lacks, and what both commands share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import re
 
 import click
+import torch
+from click.core import ParameterSource
 
 
 class Finite(click.FloatRange):
@@ -59,3 +61,31 @@ class Seeds(click.ParamType):
                 self.fail(f"{part!r} is empty: {last} is below {first}.", param, ctx)
             seeds.extend(range(first, last + 1))
         return seeds
+
+
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Where to compute; auto takes CUDA where there is one.",
+)
+
+
+def given(context: click.Context, name: str) -> bool:
+    """Whether an option stood on the command line."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def bad(option: str, message: str) -> click.BadParameter:
+    """The error for an option that is fine by itself."""
+    return click.BadParameter(message, param_hint=option)
+
+
+def resolve(device: str) -> str:
+    """The device that is meant by --device."""
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise bad("--device", "torch finds no CUDA device.")
+    if device == "auto":
+        return "cuda" if cuda else "cpu"
+    return device

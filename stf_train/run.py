@@ -9,15 +9,14 @@ from pathlib import Path
 
 import torch
 
-from stf_train import checkpoint, data
+from stf_train import checkpoint, data, metrics, plots
 from stf_train.config import Config
 from stf_train.ema import EMA
 from stf_train.loop import State, Step, train
 from stf_train.loss import EDMLoss
-from stf_train.metrics import MetricsLog
 from stf_train.networks import UNet
 from stf_train.process import EDM
-from stf_train.sample import Denoiser
+from stf_train.sample import Denoiser, heun, seeded, sigma_steps
 from stf_train.targets import DenoisingTarget, StableTarget, Target
 
 CONFIG = "config.json"
@@ -43,9 +42,8 @@ def process(config: Config) -> EDM:
 def initial_state(config: Config) -> State:
     """The state before the first step; the seed alone decides it."""
     generator = torch.Generator().manual_seed(config.seed)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # layers initialise themselves from the global generator
+    # Layers initialise themselves from the global generator: lend it the state of ours.
+    with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator.get_state())
         network = UNet(config.cbase, data.SHAPE[0])
         generator.set_state(torch.get_rng_state())
@@ -70,7 +68,7 @@ def create(folder: Path, config: Config) -> None:
     checkpoint.write(folder / CHECKPOINT, checkpoint.pack(initial_state(config), config, 0))
 
 
-def extend(folder: Path, duration: float) -> None:
+def set_duration(folder: Path, duration: float) -> None:
     """Gives a run a new length, in million images; the steps done stay as they are."""
     kept = checkpoint.read(folder / CHECKPOINT)
     config = replace(kept.config, duration=duration)
@@ -97,7 +95,7 @@ def advance(folder: Path) -> Iterator[Step]:
     state = initial_state(config)
     kept.restore(state)
     loss = make_loss(config)
-    with MetricsLog(folder / METRICS, kept.metrics_bytes) as log:
+    with metrics.MetricsLog(folder / METRICS, kept.metrics_bytes) as log:
         for step in train(
             state,
             loss,
@@ -112,6 +110,18 @@ def advance(folder: Path) -> Iterator[Step]:
                 kept = checkpoint.pack(state, config, log.sync())
                 checkpoint.write(folder / CHECKPOINT, kept)
             yield step
+
+
+def draw_pictures(folder: Path) -> None:
+    """Writes a grid of 100 samples of the EMA weights, and the loss over the run."""
+    kept = checkpoint.read(folder / CHECKPOINT)
+    device = kept.config.device
+    noise = seeded(range(100), data.SHAPE, device)
+    *_, state = heun(denoiser(kept, device), noise, sigma_steps())
+    plots.save_samples(folder / SAMPLES, state.x)
+    plots.save_loss(
+        folder / LOSS, metrics.read(folder / METRICS), f"digits, --target {kept.config.target}"
+    )
 
 
 def denoiser(kept: checkpoint.Checkpoint, device: str) -> Denoiser:

@@ -34,6 +34,7 @@ class Churn:
 
 
 ODE = Churn()
+STEPS, SIGMA_MIN, SIGMA_MAX, RHO = 18, 0.002, 80.0, 7.0  # what EDM takes for 32x32 images
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,12 @@ class Sample:
     evaluations: int  # network evaluations so far
 
 
-def sigma_steps(steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
+def sigma_steps(
+    steps: int = STEPS,
+    sigma_min: float = SIGMA_MIN,
+    sigma_max: float = SIGMA_MAX,
+    rho: float = RHO,
+) -> list[float]:
     """t_i = (sigma_max^(1/rho) + i/(N-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, and t_N = 0.
 
     Returns:
@@ -62,16 +68,17 @@ def sigma_steps(steps: int, sigma_min: float, sigma_max: float, rho: float) -> l
     return [(top + i / (steps - 1) * (bottom - top)) ** rho for i in range(steps)] + [0.0]
 
 
-def seeded(seeds: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
+def seeded(seeds: Sequence[int], shape: Sequence[int], device: str = "cpu") -> Callable[[], Tensor]:
     """A source of standard normal noise, [len(seeds), *shape] float64, one generator per sample.
 
-    A sample depends on its own seed alone, not on the others that are drawn beside it.
+    A sample depends on its own seed alone, not on the others that are drawn beside it, nor on the
+    device, for the generators are on the CPU.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def randn() -> Tensor:
         noise = [torch.randn(*shape, generator=g, dtype=torch.float64) for g in generators]
-        return torch.stack(noise)
+        return torch.stack(noise).to(device)
 
     return randn
 

@@ -163,7 +163,7 @@ def test_cuda_is_refused_where_there_is_none(in_tmp, monkeypatch):
         ("--references all", "--references: {run} was started with 100, got 1797"),
         ("--seed 5", "--seed: {run} was started with 0, got 5"),
         ("--outdir elsewhere", "--outdir: a resumed run stays in its folder"),
-        ("--duration 0.0001", "--duration: {run} has already seen 0.000256 million images"),
+        ("--duration 0.0001", "--duration: {run} has seen 0.000256 million images"),
     ],
 )
 def test_resuming_with_other_options_is_refused(finished, option, message):

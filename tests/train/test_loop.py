@@ -59,6 +59,28 @@ def test_reports_the_gradient_norm(setup):
     assert step.grad_norm == pytest.approx(squares.sqrt().item(), rel=1e-5)
 
 
+def test_stops_before_a_gradient_that_is_not_finite_does_harm(setup):
+    state, loss = setup
+
+    class Explosive(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("inf")
+
+    def exploding(network, order, batch, generator):
+        return Explosive.apply(loss(network, order, batch, generator))
+
+    exploding.data = loss.data
+    before = [p.clone() for p in state.network.parameters()]
+    with pytest.raises(loop.Diverged, match=r"the gradient norm of step 1 is (nan|inf)"):
+        next(train(state, exploding))
+    assert all(torch.equal(a, b) for a, b in zip(before, state.network.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_stops_before_a_loss_that_is_not_finite_does_harm(setup, value):
     state, loss = setup
