@@ -1,0 +1,82 @@
+"""One measurement is one row; a table of rows is what a run prints at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured, and how it went; None is what does not apply or was not measured."""
+
+    what: str  # "DSM", "STF": a target; "step": of training; "product", "copy", "floor"
+    by: str
+    B: int
+    n: int
+    d: int
+    ms: float  # median
+    rounds: int
+    error: float | None = None  # worst relative error of a row of the score
+    extra_bytes: int | None = None  # peak memory beyond inputs and prepared references
+    overhead: float | None = None  # of an STF step, in parts of the DSM step
+    rate: float | None = None  # operations, or bytes of a copy, a second
+
+
+def table(rows: Iterable[Row], yardstick: str) -> list[str]:
+    """The rows as aligned lines, those of one shape together, in the order they were measured.
+
+    Args:
+        rows: of one run
+        yardstick: what and by of the rows that the others of their shape are divided by
+    """
+    rows = list(rows)
+    unit = {_shape(row): row.ms for row in rows if f"{row.what} {row.by}" == yardstick}
+    shapes = list(dict.fromkeys(map(_shape, rows)))
+    cells = [("what", "by", "B", "n", "d", "ms", "x ours", "error", "extra MB", "")]
+    for row in sorted(rows, key=lambda row: shapes.index(_shape(row))):
+        ratio = row.ms / unit[_shape(row)] if _shape(row) in unit else None
+        cells.append(
+            (
+                row.what,
+                row.by,
+                str(row.B),
+                str(row.n),
+                str(row.d),
+                _milliseconds(row.ms),
+                _number(ratio, "{:.2f}"),
+                _number(row.error, "{:.1e}"),
+                _number(None if row.extra_bytes is None else row.extra_bytes / MB, "{:.0f}"),
+                _remark(row),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in (0, 1, 9) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+
+
+def _shape(row: Row) -> tuple[int, int, int]:
+    return row.B, row.n, row.d
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _milliseconds(ms: float) -> str:
+    return f"{ms:.4f}" if ms < 1 else f"{ms:.2f}" if ms < 100 else f"{ms:.0f}"
+
+
+def _remark(row: Row) -> str:
+    if row.overhead is not None:
+        return f"{row.overhead:+.1%} of a DSM step"
+    if row.rate is not None:
+        return f"{row.rate / 1e12:.4g} T/s"
+    return ""

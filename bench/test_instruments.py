@@ -1,0 +1,204 @@
+"""The instruments themselves, on any machine: `pytest bench/test_instruments.py`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import cases, gpu_command, gpu_parts, memory, peers, provenance
+from bench.conftest import CPU
+from bench.goals import verdicts
+from bench.gpu_command import Outcome, Part
+from bench.problems import photographs
+from bench.rows import Row, table
+
+MEGABYTE = 10**6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_counts_what_a_call_touches_at_its_peak():
+    def call() -> torch.Tensor:
+        torch.ones(16 * MEGABYTE)  # 64 MB, gone before the next
+        return torch.ones(25 * MEGABYTE)
+
+    kept = [bytes(1000) for _ in range(30_000)]  # 30 MB of small blocks the C library may keep
+    del kept
+    assert 100 <= memory.extra_bytes(call, CPU) / MEGABYTE <= 104
+
+
+def test_samples_come_from_references_and_the_truth_is_known_at_low_noise():
+    problem = photographs(64, 200)
+    sigma = problem.sigma[:, None, None, None]
+    y = problem.refs.decode(problem.source)
+    deviation = ((problem.x - y) / sigma).flatten(1).std(dim=1)
+    assert (deviation - 1).abs().max() < 0.1  # of 3072 normal numbers: 1 +- 0.013
+    first = problem.checked[0]
+    assert sigma[first] == sigma.amin()
+    # At this noise no other patch has any weight: the target is that of denoising.
+    exact = (y[first].double() - problem.x[first].double()) / sigma[first].double() ** 2
+    error = (problem.truth[0] - exact).norm() / exact.norm()
+    assert error < 2**-23 / sigma[first]  # y is rounded to float32 here, and the noise is sigma
+
+
+def test_worst_error_is_that_of_the_worst_checked_row():
+    problem = photographs(64, 200)
+    score = torch.zeros_like(problem.x)
+    score[problem.checked] = problem.truth.float()
+    assert problem.worst_error(score) < 2**-24
+    score[problem.checked[3]] *= 1.25
+    assert problem.worst_error(score) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("function", [peers.paper, peers.gram, peers.sdpa])
+def test_peers_compute_the_score(function):
+    problem = photographs(8, 200)
+    # A float form may lose digits here; another formula would be off by parts of one.
+    assert problem.worst_error(cases.peer(function)(problem)()) < 1e-3
+
+
+@pytest.mark.parametrize("function", [peers.gram, peers.sdpa])
+def test_half_precision_peers_give_finite_float_scores(function):
+    score = cases.peer(function, torch.bfloat16)(photographs(8, 200))()
+    assert score.dtype == torch.float32
+    assert score.isfinite().all()
+
+
+def test_every_backend_of_the_device_is_a_case():
+    names = {case.name for case in cases.ours(CPU)}
+    assert {"STF torch exact", "STF torch fast", cases.yardstick(CPU)} <= names
+    assert names | {"DSM -"} <= set(cases.cases(CPU))
+
+
+def row(what: str, by: str, ms: float, extra_bytes: int | None = None) -> Row:
+    return Row(what, by, B=512, n=4096, d=3072, ms=ms, rounds=3, extra_bytes=extra_bytes)
+
+
+def test_table_divides_by_ours_of_the_same_shape():
+    rows = [row("STF", "cpu exact", 50.0, extra_bytes=56 * MEGABYTE), row("STF", "Gram", 175.0)]
+    rows.append(Row("STF", "Gram", 64, 4096, 3072, ms=1.0, rounds=3))
+    lines = [line.split() for line in table(rows, "STF cpu exact")]
+    assert lines[1][6:] == ["50.00", "1.00", "-", "56"]
+    assert lines[2][5:7] == ["175", "3.50"]
+    assert lines[3][5:7] == ["1.00", "-"]
+
+
+def test_goals_are_reached_missed_or_not_measured():
+    rows = [
+        row("STF", "cpu exact", 50.0, extra_bytes=65 * MEGABYTE),
+        row("STF", "Gram fp32", 149.0),
+        row("STF", "SDPA fp32", 150.0),
+    ]
+    words = [line.split(": ", 1)[1] for line in verdicts(rows)]
+    assert words == [
+        "at least 3, MISSED: 2.98",
+        "at least 3, reached: 3",
+        "at least 1000, not measured",
+        "at most 64, MISSED: 65",
+        "at most 2, not measured",
+    ]
+
+
+def test_results_hold_rows_and_provenance(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "RESULTS", tmp_path / "results")
+    origin = provenance.provenance(CPU, "pytest bench/", commit="abc")
+    path = provenance.write([row("STF", "cpu exact", 50.0)], origin)
+    kept = json.loads(path.read_text())
+    assert kept["rows"][0]["ms"] == 50.0
+    assert kept["provenance"]["commit"] == "abc"
+    assert kept["provenance"]["torch"] == torch.__version__
+    assert kept["provenance"]["gpu"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_command_fails_without_a_gpu():
+    command = Path(gpu_command.__file__).with_name("gpu")
+    done = subprocess.run([sys.executable, command], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "needs an NVIDIA GPU" in done.stderr
+    assert done.stdout == ""
+
+
+def test_parts_end_in_time_and_say_how(tmp_path, capfd):
+    def outcome(code: str, limit: float = 60) -> Outcome:
+        part = Part("part", (sys.executable, "-c", code, "{rows}"), 1.0)
+        return gpu_command.run(part, tmp_path / "rows", limit)
+
+    assert outcome("import sys; open(sys.argv[1], 'w').write('rows')").failure is None
+    assert (tmp_path / "rows").read_text() == "rows"
+    assert outcome("raise SystemExit(3)").failure == "exit status 3"
+    start = time.monotonic()
+    late = "import subprocess; subprocess.run(['sleep', '60'])"
+    assert outcome(late, 2).failure == "not done after 2 s"
+    assert outcome("", 0.5).failure == "no time was left for it"
+    assert time.monotonic() - start < 30
+    assert capfd.readouterr().out.count("part: FAILED") == 2
+
+
+def test_rows_of_an_interrupted_part_are_read(tmp_path):
+    file = tmp_path / "rows"
+    assert gpu_command.read(file) == []
+    kept = row("STF", "cuda exact", 0.1)
+    line = json.dumps(kept.__dict__)
+    file.write_text(f"{line}\n{line[:20]}")
+    assert gpu_command.read(file) == [kept]
+
+
+def test_floors_come_from_the_best_rates():
+    rows = [
+        Row("product", kind, *size, ms=1.0, rounds=3, rate=rate)
+        for kind, size, rate in [
+            ("bf16", (2048, 4096, 3072), 5e14),
+            ("bf16", (8192, 8192, 8192), 8e14),
+            ("int8", (8192, 8192, 8192), 12e14),
+        ]
+    ]
+    floors = gpu_command.floors([*rows, row("STF", "cuda exact", 0.1)])
+    operations = 4 * 512 * 4096 * 3072
+    assert [floor.ms for floor in floors] == [
+        pytest.approx(1e3 * operations / 8e14),
+        pytest.approx(1e3 * 4 * operations / 12e14),
+    ]
+    assert gpu_command.product_ratios(rows) == ["int8 / bf16 product rate at 8192x8192x8192: 1.50"]
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch):
+    """The parts of bench/gpu at small shapes on the CPU, with a clock that calls once."""
+    monkeypatch.setattr(gpu_parts, "milliseconds", lambda call, *_: (call() is None, 1))
+    monkeypatch.setattr(gpu_parts, "SHAPES", ((4, 96, 16), (2, 96, 16)))
+    monkeypatch.setattr(gpu_parts, "PRODUCTS", ((32, 64, 128),))
+    monkeypatch.setattr(gpu_parts, "PAPER_ELEMENTS", 2 * 96 * 3 * 16**2)
+    monkeypatch.setattr(gpu_parts, "COPY_BYTES", 1 << 16)
+
+
+@pytest.mark.parametrize("part", ["targets", "slow-peers"])
+def test_parts_measure_every_case_once(part, on_the_cpu):
+    rows: list[Row] = []
+    gpu_parts.PARTS[part](CPU, rows.append)
+    measured = [(f"{row.what} {row.by}", row.B) for row in rows]
+    assert len(set(measured)) == len(measured)
+    present = {case.name: case.slow for case in cases.cases(CPU).values() if not case.missing}
+    slow = part == "slow-peers"
+    wanted = {name for name in present if present[name] == slow} | {cases.yardstick(CPU)}
+    assert set(measured) == {(name, B) for name in wanted for B in ((2,) if slow else (4, 2))}
+
+
+def test_a_failing_case_of_ours_fails_its_part_at_the_end(on_the_cpu, capsys):
+    def fail(problem: object) -> cases.Call:
+        raise RuntimeError("no kernel")
+
+    ours, peer = cases.yardstick(CPU), cases.Case("STF", "peer", fail)
+    broken = cases.Case("STF", ours.removeprefix("STF "), fail)
+    good = cases.cases(CPU)["DSM -"]
+    rows: list[Row] = []
+    gpu_parts.measure([(case, 2, 96, 16) for case in (peer, good)], CPU, rows.append)
+    assert "not measured: STF peer at 2, 96, 16: RuntimeError" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match=f"failed: {ours} at 2, 96, 16"):
+        gpu_parts.measure([(case, 2, 96, 16) for case in (broken, good)], CPU, rows.append)
+    assert [row.what for row in rows] == ["DSM", "DSM"]

@@ -1,0 +1,73 @@
+"""The time of a target on the CPU, beside its error and its extra memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.cases import cases, yardstick
+from bench.conftest import CPU, Book
+from bench.memory import extra_bytes_in_fresh_process
+from bench.problems import photographs
+from bench.rows import Row
+
+CASES = cases(CPU)
+SECONDS, ROUNDS = 1.5, (3, 40)  # of the timed rounds of a case
+
+FULL, SMALL = (512, 4096), (64, 4096)  # B, n
+SHAPES = ((512, 1024), FULL, SMALL, (64, 50_000))
+
+
+def jobs(quick: bool) -> list[tuple[str, int, int]]:
+    """Case, B and n: the slow cases at the small shape, beside ours; all others everywhere else."""
+    found = []
+    for B, n in SHAPES:
+        for name, case in CASES.items():
+            if (B, n) == SMALL:
+                wanted = case.slow or name == yardstick(CPU)
+            else:
+                wanted = not case.slow and ((B, n) == FULL or "fast" not in name)
+            if wanted:
+                found.append((name, B // 16, n // 16) if quick else (name, B, n))
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    found = jobs(metafunc.config.getoption("--quick"))
+    names = [f"{case}-{B}-{n}".replace(" ", "-") for case, B, n in found]
+    metafunc.parametrize(("name", "B", "n"), found, ids=names)
+
+
+def test_target(name: str, B: int, n: int, benchmark: BenchmarkFixture, book: Book) -> None:
+    case = CASES[name]
+    if case.missing:
+        book.missing.append(f"{case.by}: {case.missing}")
+        pytest.skip(case.missing)
+    problem = photographs(B, n)
+    case.build(photographs.__wrapped__(4, 128))()  # loads libraries; KeOps compiles
+    call = case.build(problem)
+    rounds = 1
+    if not case.slow:
+        start = time.perf_counter()
+        call()
+        estimate = time.perf_counter() - start
+        rounds = min(max(round(SECONDS / estimate), ROUNDS[0]), ROUNDS[1])
+    target = benchmark.pedantic(call, rounds=rounds)
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    book.rows.append(
+        Row(
+            what=case.what,
+            by=case.by,
+            B=B,
+            n=n,
+            d=problem.x[0].numel(),
+            ms=1e3 * statistics.median(benchmark.stats.stats.data),
+            rounds=rounds,
+            error=problem.worst_error(target) if case.what == "STF" else None,
+            extra_bytes=extra_bytes_in_fresh_process(name, B, n),
+        )
+    )
