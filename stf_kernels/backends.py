@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from . import cpu_backend, torch_backend
+from . import cpu_backend, torch_backend, triton_backend
 from .stages import Stages
 
-BACKENDS: dict[str, Stages] = {module.NAME: module for module in (cpu_backend, torch_backend)}
+BACKENDS: dict[str, Stages] = {
+    module.NAME: module for module in (cpu_backend, triton_backend, torch_backend)
+}
 
 # What "auto" tries, in this order.
-PREFERENCE = {"cpu": ("cpu", "torch")}
+PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
 
 
 class BackendUnavailable(RuntimeError):

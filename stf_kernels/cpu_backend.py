@@ -116,6 +116,11 @@ def norms(values: Tensor, twice_offset: float) -> Tensor:
     return out
 
 
+def transpose(values: Tensor) -> Tensor | None:
+    """The copy [R, d, n padded to 128] of the references that stage 4 multiplies, if it does."""
+    return None
+
+
 def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
     """Stage 1: the digits of rint(x / step), int8 [B, L, d], and step [B]."""
     rows, dim = x.shape
@@ -235,7 +240,7 @@ def weights(relative: Tensor, anchors: Tensor, precision: str, statistics: bool)
     return Weights(survivors, total, peak, *sums)
 
 
-def weighted_sum(weights: Weights, values: Tensor) -> Tensor:
+def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None) -> Tensor:
     """Stage 4: sum_k P_ik v_kj for each reference limb, exact int64 [B, R, d]."""
     survivors: _Survivors = weights.weight
     ref_limbs, n, dim = values.shape

@@ -36,6 +36,7 @@ def stable_target(
     norms: Tensor,
     affine: Tensor,
     bias: Tensor | None,
+    columns: Tensor | None,
     labels: Tensor | None,
     ref_labels: Tensor | None,
     kind: str,
@@ -45,7 +46,7 @@ def stable_target(
     with_stats: bool,
 ) -> list[Tensor]:
     """Targets [B, d], followed by the seven statistics [B] if asked for."""
-    refs = Prepared(values, norms, affine, bias, ref_labels)
+    refs = Prepared(values, norms, affine, bias, ref_labels, columns)
     stages = resolve(backend, x.device)
     out, sums = pipeline.run(
         stages, x, sigma, alpha, refs, labels, kind, parameters, precision, with_stats
@@ -64,6 +65,7 @@ def _(
     norms,
     affine,
     bias,
+    columns,
     labels,
     ref_labels,
     kind,

@@ -40,6 +40,9 @@ def run(
     slope, curvature = ar.logit_coefficients(sigma, alpha, refs.affine[0])
     c_D, c_x = coefficients(kind, sigma, alpha, parameters)
     norm_digits = digits_of_norms(refs.norms)[0][:, :, None] if statistics else None
+    columns = refs.columns
+    if columns is None:
+        columns = stages.transpose(refs.values)
     sums = []
     block = stages.rows_per_block(refs, limbs)
     for start in range(0, rows, block):
@@ -56,7 +59,7 @@ def run(
         )
         relative, anchors = stages.logits(samples, refs)
         weights = stages.weights(relative, anchors, precision, statistics)
-        num = stages.weighted_sum(weights, refs.values)
+        num = stages.weighted_sum(weights, refs.values, columns)
         stages.finish(num, weights.total, refs.affine, samples, out[part])
         if norm_digits is not None:
             norm = stages.weighted_sum(weights, norm_digits)[:, :, 0]

@@ -47,6 +47,9 @@ class References:
         >>> score = stable_target(x_t, batch, sigma)
     """
 
+    _columns: Tensor | None = None
+    _made: torch.cuda.Event | None = None  # when _columns is there, for other streams
+
     def __init__(
         self,
         data: Tensor,
@@ -142,6 +145,28 @@ class References:
         bias = ar.LOG2E * sum(weights[1:], weights[0]) if weights else None
         labels = self.labels if by_label else None
         return Prepared(self._values, self._norms, self._affine, bias, labels)
+
+    def columns(self, backend: str) -> Tensor | None:
+        """The copy that `backend` multiplies in stage 4, made at the first use and kept; or None.
+
+        Where operations are recorded only, under torch.compile or in a CUDA graph, none is made
+        here: the stage makes its own each time.
+        """
+        if torch.compiler.is_compiling():
+            return self._columns
+        on_cuda = self._values.is_cuda
+        if on_cuda and torch.cuda.is_current_stream_capturing():
+            return self._columns
+        if self._columns is None:
+            self._columns = resolve(backend, self.device).transpose(self._values)
+            if on_cuda and self._columns is not None:
+                self._made = torch.cuda.current_stream(self.device).record_event()
+        elif self._made is not None:
+            torch.cuda.current_stream(self.device).wait_event(self._made)
+        return self._columns
+
+    def __getstate__(self) -> dict[str, object]:
+        return {k: v for k, v in vars(self).items() if k not in ("_columns", "_made")}
 
     def subset(self, index: Tensor) -> References:
         """The references at `index`, in its order: a gather of what is prepared.

@@ -46,7 +46,7 @@ def stable_target(
         labels: classes of the samples, integer [B], against `References.labels`: only references
             of the same class count; -1 sees all
         precision: "exact" (31-bit samples and weights) or "fast" (23-bit)
-        backend: "auto", "cpu" or "torch"
+        backend: "auto", "cpu", "triton" or "torch"
         validate: inspect the values (this waits for the device) and raise for what would be NaN
 
     Returns:
@@ -198,6 +198,7 @@ def _call(
         prepared.norms,
         prepared.affine,
         prepared.bias,
+        refs.columns(backend),
         labels,
         prepared.labels,
         kind,

@@ -75,6 +75,11 @@ def _parts(rows: int, dim: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
+def transpose(values: Tensor) -> Tensor | None:
+    """The copy [R, d, n padded to 128] of the references that stage 4 multiplies, if it does."""
+    return None
+
+
 def join_limbs(digits: Tensor) -> Tensor:
     """int64 values [...] of balanced base-256 digits [L, ...], least significant first."""
     out = digits[-1].to(torch.int64)
@@ -161,7 +166,7 @@ def weights(relative: Tensor, anchors: Tensor, precision: str, statistics: bool)
     )
 
 
-def weighted_sum(weights: Weights, values: Tensor) -> Tensor:
+def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None) -> Tensor:
     """Stage 4: sum_k P_ik v_kj for each reference limb, exact int64 [B, R, d]."""
     return torch.stack([exact_product(weights.weight, v) for v in values], 1)
 

@@ -1,0 +1,238 @@
+"""Stages 1, 3, 5 and the gather of stage 4: everything that goes row by row."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .. import arithmetic as ar
+from .numerics import (
+    BLOCK,
+    INFINITY_WORD,
+    RADIX,
+    exp2,
+    fixed_point_exponent,
+    magnitude_word,
+    padded,
+    power_of_two,
+    rint_int,
+    store_digits,
+    to_double,
+)
+from .products import parts_of
+
+EXP2_FLOOR = tl.constexpr(-float(ar.EXP2_FLOOR))
+SQUARE_SCALE = tl.constexpr(2.0**-ar.SQUARE_SHIFT)
+ENTROPY_SCALE = tl.constexpr(2.0**ar.ENTROPY_SHIFT)
+LOST_SCALE = tl.constexpr(2.0**ar.LOST_SHIFT)
+
+
+@triton.jit
+def quantize(p_x, p_q, p_step, d, L: tl.constexpr, BD: tl.constexpr):
+    """Stage 1.
+
+    Input     x float32 or float64 [B, d]
+    Output    q int8 [B, L, d padded to 128], zero in the padding; step float64 [B]
+    Math      q = rint(x / step), step = 2^e the smallest with max_j |x_j| <= step lim(L)
+    Presumes  nothing: a row that is not finite has q = 0 and step = NaN
+    Tiles     one row, BD values at a time, twice
+    """
+    i_row = tl.program_id(0).to(tl.int64)
+    width = padded(d)
+    largest = tl.zeros((BD,), tl.int64)
+    for j in range(0, d, BD):
+        o_j = j + tl.arange(0, BD)
+        x = tl.load(p_x + i_row * d + o_j, mask=o_j < d, other=0.0)
+        largest = tl.maximum(largest, magnitude_word(x))
+    word = tl.max(largest, 0)
+    finite = word < INFINITY_WORD
+    exponent = fixed_point_exponent(tl.where(finite, word, 0), L)
+    seen = tl.where(finite, d, 0)
+    for j in range(0, width, BD):
+        o_j = j + tl.arange(0, BD)
+        x = tl.load(p_x + i_row * d + o_j, mask=o_j < seen, other=0.0)
+        q = rint_int(to_double(x) * power_of_two(-exponent)).to(tl.int32)
+        store_digits(p_q + i_row * L * width + o_j, width, q, o_j < width, L)
+    tl.store(p_step + i_row, tl.where(finite, power_of_two(exponent), float("nan")))
+
+
+@triton.jit(do_not_specialize=["B", "blocks"])
+def peaks(
+    p_anchors, p_peak, p_count, p_dense, p_sums, B, blocks, S: tl.constexpr, BB: tl.constexpr
+):
+    """The first half of stage 3, and a clean slate for the second.
+
+    Input     anchors float64 [B, blocks]
+    Output    peak float64 [B]; zeros in count int32 [B], sums int64 [S, B] and dense int32 [1]
+    Math      peak = max over the blocks, NaN if one is NaN
+    Presumes  nothing
+    Tiles     one row, BB anchors at a time
+    """
+    i_row = tl.program_id(0).to(tl.int64)
+    largest = tl.full((BB,), float("-inf"), tl.float64)
+    unknown = tl.zeros((BB,), tl.int32)
+    for block in range(0, blocks, BB):
+        o_b = block + tl.arange(0, BB)
+        anchor = tl.load(p_anchors + i_row * blocks + o_b, mask=o_b < blocks, other=float("-inf"))
+        unknown = unknown | (anchor != anchor).to(tl.int32)
+        largest = tl.where(anchor > largest, anchor, largest)
+    peak = tl.where(tl.max(unknown, 0) > 0, float("nan"), tl.max(largest, 0))
+    tl.store(p_peak + i_row, peak)
+    tl.store(p_count + i_row, 0)
+    for s in tl.static_range(S):
+        tl.store(p_sums + s * B + i_row, 0)
+    if i_row == 0:
+        tl.store(p_dense, 0)
+
+
+@triton.jit(do_not_specialize=["B", "n"])
+def weights(
+    p_relative,
+    p_anchors,
+    p_peak,
+    p_count,
+    p_index,
+    p_weight,
+    p_digits,
+    p_dense,
+    p_dense_rows,
+    p_sums,
+    B,
+    n,
+    o_relative,
+    L: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    STATISTICS: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Stage 3.
+
+    Input     relative float32 [B, n], rows `o_relative` apart; anchors float64 [B, blocks];
+              peak float64 [B]
+    Output    count int32 [B]: survivors; index, weight int32 [B, CAPACITY]: the first ones to come;
+              digits int8 [B, L, n padded to 128], zero in the padding; dense int32 [1] and
+              dense_rows int32 [B]: the rows with more than CAPACITY; sums int64 [S, B]: total and,
+              with STATISTICS, square, bits, lost and n - argmax
+    Math      e = relative + (anchor - peak), P = rint(2^e lim(L)), zero for e < -63
+    Presumes  `peaks` has run
+    Tiles     one row, BK references; the order of lists and of dense rows is chance, no sum is
+    """
+    LIMIT: tl.constexpr = 127 * ((RADIX**L - 1) // (RADIX - 1))
+    chunks = tl.cdiv(n, BK)
+    i_row = (tl.program_id(0) // chunks).to(tl.int64)
+    o_k = tl.program_id(0) % chunks * BK + tl.arange(0, BK)
+    m_k = o_k < n
+    blocks = tl.cdiv(n, BLOCK)
+    peak = tl.load(p_peak + i_row)
+    relative = tl.load(p_relative + i_row * o_relative + o_k, mask=m_k, other=float("-inf"))
+    anchor = tl.load(p_anchors + i_row * blocks + o_k // BLOCK, mask=m_k, other=float("-inf"))
+    e = relative.to(tl.float64) + (anchor - peak)
+    alive = e >= EXP2_FLOOR  # a peak that is not finite leaves NaN or -inf in e
+    e = tl.where(alive, e, 0.0)
+    p = tl.where(alive, exp2(e), 0.0)
+    weight = rint_int(p * LIMIT)
+
+    width = padded(n)
+    p_row_digits = p_digits + i_row * L * width + o_k
+    store_digits(p_row_digits, width, weight.to(tl.int32), o_k < width, L)
+    tl.atomic_add(p_sums + i_row, tl.sum(weight, 0), sem="relaxed")
+
+    survives = (weight > 0).to(tl.int32)
+    found = tl.sum(survives, 0)
+    before = tl.atomic_add(p_count + i_row, found, sem="relaxed")
+    slot = before + tl.cumsum(survives, 0) - 1
+    listed = (weight > 0) & (slot < CAPACITY)
+    tl.store(p_index + i_row * CAPACITY + slot, o_k, mask=listed)
+    tl.store(p_weight + i_row * CAPACITY + slot, weight.to(tl.int32), mask=listed)
+    if (before <= CAPACITY) & (before + found > CAPACITY):
+        tl.store(p_dense_rows + tl.atomic_add(p_dense, 1, sem="relaxed"), i_row.to(tl.int32))
+
+    if STATISTICS:
+        w = weight.to(tl.float64)
+        square = tl.sum(rint_int(w * w * SQUARE_SCALE), 0)
+        bits = tl.sum(rint_int(w * -e * ENTROPY_SCALE), 0)
+        lost = tl.sum(tl.where(weight == 0, rint_int(p * LOST_SCALE), 0), 0)
+        first = tl.max(tl.where(alive & (e == 0), n - o_k, 0), 0).to(tl.int64)
+        tl.atomic_add(p_sums + B + i_row, square, sem="relaxed")
+        tl.atomic_add(p_sums + 2 * B + i_row, bits, sem="relaxed")
+        tl.atomic_add(p_sums + 3 * B + i_row, lost, sem="relaxed")
+        tl.atomic_max(p_sums + 4 * B + i_row, first, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["n"])
+def gather(
+    p_count,
+    p_index,
+    p_weight,
+    p_dense,
+    p_values,
+    p_num,
+    n,
+    d,
+    R: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    SLOTS: tl.constexpr,
+    PART: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """Stage 4 for the rows with few survivors.
+
+    Input     count int32 [B]; index, weight int32 [B, CAPACITY]; dense int32 [1];
+              values int8 [R, n, d]
+    Output    num int64 [B, R, d]; zeros for a dense row if `multiply_dense` will add to it
+    Math      num_ij = sum over the survivors k of P_ik v_kj
+    Presumes  SLOTS, PART, BM and BN as for `multiply_dense`, which comes after
+    Tiles     BD of the d values of one row and limb, BK survivors at a time
+    """
+    i_limb = tl.program_id(0) % R
+    value_tiles = tl.cdiv(d, BD)
+    i_row = (tl.program_id(0) // R // value_tiles).to(tl.int64)
+    o_value = tl.program_id(0) // R % value_tiles * BD + tl.arange(0, BD)
+    m_value = o_value < d
+    p_out = p_num + (i_row * R + i_limb) * d + o_value
+    count = tl.load(p_count + i_row)
+    if count <= CAPACITY:
+        num = tl.zeros((BK, BD), tl.int64)
+        for s in range(0, count, BK):
+            o_s = s + tl.arange(0, BK)
+            k = tl.load(p_index + i_row * CAPACITY + o_s, mask=o_s < count, other=0).to(tl.int64)
+            w = tl.load(p_weight + i_row * CAPACITY + o_s, mask=o_s < count, other=0)
+            p_v = p_values + (i_limb * n + k)[:, None] * d + o_value[None, :]
+            v = tl.load(p_v, mask=m_value[None, :], other=0)
+            num += w.to(tl.int64)[:, None] * v
+        tl.store(p_out, tl.sum(num, 0), mask=m_value)
+    else:
+        tiles = tl.cdiv(tl.load(p_dense), BM) * tl.cdiv(d, BN) * R
+        if parts_of(tiles, n, SLOTS, PART) > 1:
+            tl.store(p_out, tl.zeros((BD,), tl.int64), mask=m_value)
+
+
+@triton.jit
+def finish(
+    p_num, p_total, p_affine, p_c_D, p_c_x, p_x, p_out, d, R: tl.constexpr, BD: tl.constexpr
+):
+    """Stage 5.
+
+    Input     num int64 [B, R, d]; total int64 [B]; affine float64 [2]: a, b; c_D, c_x float64 [B];
+              x float32 or float64 [B, d]
+    Output    out, like x
+    Math      out = c_D (a num / total + b) + c_x x
+    Presumes  nothing: total = 0 makes a NaN row
+    Tiles     BD of the d values of one row
+    """
+    value_tiles = tl.cdiv(d, BD)
+    i_row = (tl.program_id(0) // value_tiles).to(tl.int64)
+    o_value = tl.program_id(0) % value_tiles * BD + tl.arange(0, BD)
+    m_value = o_value < d
+    num = tl.zeros((BD,), tl.float64)
+    for i in tl.static_range(R):
+        p_limb = p_num + (i_row * R + R - 1 - i) * d + o_value
+        num = num * 256.0 + tl.load(p_limb, mask=m_value, other=0).to(tl.float64)
+    total = tl.load(p_total + i_row).to(tl.float64)
+    denoised = tl.load(p_affine) * (num / total) + tl.load(p_affine + 1)
+    x = tl.load(p_x + i_row * d + o_value, mask=m_value, other=0.0).to(tl.float64)
+    target = tl.load(p_c_D + i_row) * denoised + tl.load(p_c_x + i_row) * x
+    tl.store(p_out + i_row * d + o_value, target.to(p_out.dtype.element_ty), mask=m_value)
