@@ -1,6 +1,7 @@
 """The checkpoint file: whole or not there."""
 
 import os
+import resource
 
 import pytest
 import torch
@@ -62,6 +63,21 @@ def test_a_write_that_fails_leaves_the_old_file(trained, tmp_path, monkeypatch, 
     monkeypatch.setattr(os, call, crash)
     with pytest.raises(OSError, match="no more"):
         checkpoint.write(path, checkpoint.pack(*trained, 1))
+    assert path.read_bytes() == before
+
+
+def test_a_write_cut_short_leaves_the_old_file(trained, tmp_path):
+    """The system refuses to write more than a limit, in the middle of the file."""
+    path = tmp_path / "c"
+    checkpoint.write(path, checkpoint.pack(*trained, 0))
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.write(path, checkpoint.pack(*trained, 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
 
 

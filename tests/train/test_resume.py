@@ -1,6 +1,8 @@
 """A stopped and resumed run equals one that never stopped, to the last bit of every file."""
 
+import itertools
 import multiprocessing
+import os
 import random
 import signal
 import time
@@ -95,22 +97,58 @@ def test_nothing_outside_the_run_is_random(tmp_path, tiny):
     assert whole(tmp_path / "b", tiny()) == first
 
 
-def train_to_the_end(folder):
+@pytest.fixture(scope="module")
+def processes():
+    """Children that start from a server which has imported what they need."""
+    context = multiprocessing.get_context("forkserver")
+    # torch.optim imports torch._dynamo when it is first used.
+    context.set_forkserver_preload(["pytest", "torch._dynamo", "stf_train.run"])
+    return context
+
+
+def train(folder, fatal_fsync=0):
+    """Trains to the end, or to the SIGKILL in place of one of its calls of fsync."""
+    fsync, calls = os.fsync, itertools.count(1)
+
+    def counting(file):
+        if next(calls) == fatal_fsync:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(file)
+
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(os, "fsync", counting)
     for _ in run.advance(folder):
         pass
+    monkey.undo()
 
 
-def test_killed_at_any_moment(tmp_path, tiny):
-    """SIGKILL while a checkpoint is written after every step, and the run goes on from there."""
-    config = tiny(target="dsm", duration=16 * 100 / 1e6, tick=16 / 1e3)
-    run.create(tmp_path / "b", config)
-    processes = multiprocessing.get_context("forkserver")
-    # What the children need, imported once: torch.optim imports torch._dynamo when it is used.
-    processes.set_forkserver_preload(["pytest", "torch._dynamo", "stf_train.run"])
+@pytest.fixture
+def every_step(tiny):
+    """A run that writes a checkpoint after every step."""
+    return tiny(target="dsm", duration=16 * 80 / 1e6, tick=16 / 1e3)
+
+
+def test_killed_around_a_checkpoint(tmp_path, processes, every_step):
+    """At the fsync of config.json and its folder, metrics, new checkpoint, its folder, metrics."""
+    run.create(tmp_path / "b", every_step)
+    reached = []
+    for fatal_fsync in range(1, 7):
+        child = processes.Process(target=train, args=(tmp_path / "b", fatal_fsync))
+        child.start()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        reached.append(checkpoint.read(tmp_path / "b" / run.CHECKPOINT).step)
+    assert reached == [0, 0, 0, 0, 1, 2]
+    train(tmp_path / "b")
+    assert contents(tmp_path / "b") == whole(tmp_path / "a", every_step)
+
+
+def test_killed_at_any_moment(tmp_path, processes, every_step):
+    run.create(tmp_path / "b", every_step)
     chance = random.Random(0)
     reached = [0]
-    for _ in range(5):
-        child = processes.Process(target=train_to_the_end, args=(tmp_path / "b",))
+    for _ in range(4):
+        child = processes.Process(target=train, args=(tmp_path / "b",))
         child.start()
         wait_for_writes(child, tmp_path / "b" / run.CHECKPOINT, chance.randint(1, 8))
         time.sleep(chance.uniform(0, 0.02))
@@ -119,8 +157,8 @@ def test_killed_at_any_moment(tmp_path, tiny):
         assert child.exitcode == -signal.SIGKILL  # it had not come to its end
         reached.append(checkpoint.read(tmp_path / "b" / run.CHECKPOINT).step)
     assert all(before < after for before, after in pairwise(reached)), reached
-    list(run.advance(tmp_path / "b"))
-    assert contents(tmp_path / "b") == whole(tmp_path / "a", config)
+    train(tmp_path / "b")
+    assert contents(tmp_path / "b") == whole(tmp_path / "a", every_step)
 
 
 def wait_for_writes(child, path, count):
