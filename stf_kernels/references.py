@@ -318,4 +318,4 @@ def _labels(labels: Tensor, n: int, device: torch.device) -> Tensor:
         raise ValueError(f"labels must be [{n}] like data, got {list(labels.shape)}")
     if bool((labels < 0).any()):
         raise ValueError(f"labels of references must be >= 0, got {int(labels.min())}")
-    return labels.to(device, torch.int64)
+    return labels.to(device, torch.int64).contiguous()

@@ -272,7 +272,7 @@ def _labels(labels: Tensor | None, refs: References, x_t: Tensor) -> Tensor | No
         raise ValueError(f"labels must be [{rows}] like x_t, got {list(labels.shape)}")
     if labels.device != x_t.device:
         raise ValueError(f"labels must be on {x_t.device} like x_t, got {labels.device}")
-    return labels.to(torch.int64)
+    return labels.to(torch.int64).contiguous()
 
 
 def _check_classes(labels: Tensor, refs: References) -> None:

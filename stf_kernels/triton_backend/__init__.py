@@ -88,7 +88,8 @@ def rows_per_block(refs: Prepared, limbs: int) -> int:
     """How many samples go through the stages together; no bit depends on it."""
     ref_limbs, n, dim = refs.values.shape
     row = (4 + limbs) * _padded(n) + (limbs + 8 * ref_limbs) * _padded(dim)
-    return max(1, min(MAX_ROWS, ROW_BYTES // row))
+    rows = min(MAX_ROWS, ROW_BYTES // row)
+    return rows // 64 * 64 or max(1, rows)  # whole tiles, and every block aligned like the first
 
 
 def _padded(size: int) -> int:

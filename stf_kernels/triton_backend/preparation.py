@@ -52,7 +52,7 @@ def fix(p_data, p_largest, p_values, p_affine, size, R: tl.constexpr, BD: tl.con
     o = tl.program_id(0).to(tl.int64) * BD + tl.arange(0, BD)
     y = tl.load(p_data + o, mask=o < tl.where(finite, size, 0), other=0.0)
     v = rint_int(to_double(y) * power_of_two(-exponent)).to(tl.int32)
-    store_digits(p_values + o, size, v, o < size, R)
+    store_digits(p_values + o, tl.cast(size, tl.int64), v, o < size, R)
     if tl.program_id(0) == 0:
         tl.store(p_affine, tl.where(finite, power_of_two(exponent), float("nan")))
 
