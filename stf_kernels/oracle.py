@@ -31,9 +31,9 @@ def posterior(
         logit, w: float64 [B, n]
     """
     x, y = x.double().flatten(1), y.double().flatten(1)
-    sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).expand(len(x))
-    alpha = torch.as_tensor(alpha, dtype=torch.float64).reshape(-1).expand(len(x))
-    logit = torch.empty(len(x), len(y), dtype=torch.float64)
+    sigma = _per_row(sigma, x)
+    alpha = _per_row(alpha, x)
+    logit = x.new_empty(len(x), len(y))
     columns = max(1, BLOCK_ELEMENTS // x.shape[1])
     for i in range(len(x)):
         for k in range(0, len(y), columns):
@@ -53,8 +53,11 @@ def denoised(x: Tensor, y: Tensor, sigma: Tensor, **options: Tensor) -> Tensor:
 def stable_target(x: Tensor, y: Tensor, sigma: Tensor, **options: Tensor) -> Tensor:
     """The score sum_k w_ik (alpha_i y_k - x_i) / sigma_i^2, float64 like x."""
     rows = (len(x),) + (1,) * (x.dim() - 1)
-    sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).expand(len(x)).view(rows)
-    alpha = torch.as_tensor(options.get("alpha", 1.0), dtype=torch.float64)
-    alpha = alpha.reshape(-1).expand(len(x)).view(rows)
-    d = denoised(x, y, sigma.flatten(), **options)
-    return (alpha * d - x.double()) / sigma**2
+    variance = _per_row(sigma, x).view(rows) ** 2
+    alpha = _per_row(options.get("alpha", 1.0), x).view(rows)
+    return (alpha * denoised(x, y, sigma, **options) - x.double()) / variance
+
+
+def _per_row(value: Tensor | float, x: Tensor) -> Tensor:
+    value = torch.as_tensor(value, dtype=torch.float64, device=x.device)
+    return value.reshape(-1).expand(len(x)).contiguous()
