@@ -107,11 +107,11 @@ PYBIND11_MODULE(_C, m) {
   });
 
   m.def("add_dense", [](py::tuple sums, py::tuple lists, int64_t rows, int64_t ref_limbs,
-                        int64_t limb, Address num, int threads) {
+                        int64_t limb, int64_t first, int64_t dim, Address num, int threads) {
     const auto from = digits(sums);
     const auto slots = survivors(lists);
     py::gil_scoped_release unlocked;
-    cpu.add_dense(from, slots, rows, ref_limbs, limb, at<int64_t>(num), threads);
+    cpu.add_dense(from, slots, rows, ref_limbs, limb, first, dim, at<int64_t>(num), threads);
   });
 
   m.def("finish",

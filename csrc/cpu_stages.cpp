@@ -133,11 +133,12 @@ struct Logits {
   double* anchors;
 
   template <class Sum, int Count>
-  void run(const Sum* sums, int64_t columns, int threads) const {
+  void run(Digits dots, int threads) const {
     const Logits self = *this;
+    const auto* sums = static_cast<const Sum*>(dots.sums);
     parallel_for(rows, threads, [=](int64_t i) {
-      for (int64_t c = 0; c < columns; c += kBlock)
-        self.block<Sum, Count>(sums, columns, i, c, min(kBlock, columns - c));
+      for (int64_t c = 0; c < dots.columns; c += kBlock)
+        self.block<Sum, Count>(sums, dots.columns, i, c, min(kBlock, dots.columns - c));
     });
   }
 
@@ -181,16 +182,12 @@ void logits(Digits dots, int64_t rows, int64_t ref_limbs, const double* slope,
             int threads) {
   const Logits stage{slope, curvature, norms, bias, labels,   ref_labels,
                      rows,  ref_limbs, first, n,    relative, anchors};
-  if (dots.wide) {
-    const auto* sums = static_cast<const double*>(dots.sums);
-    stage.run<double, 2>(sums, dots.columns, threads);
-  } else {
-    const auto* sums = static_cast<const int32_t*>(dots.sums);
-    if (dots.count == 3)
-      stage.run<int32_t, 3>(sums, dots.columns, threads);
-    else
-      stage.run<int32_t, 4>(sums, dots.columns, threads);
-  }
+  if (dots.wide)
+    stage.run<double, 2>(dots, threads);
+  else if (dots.count == 3)
+    stage.run<int32_t, 3>(dots, threads);
+  else
+    stage.run<int32_t, 4>(dots, threads);
 }
 
 // ---- weights
@@ -343,29 +340,23 @@ void gather(Survivors survivors, int64_t rows, const int8_t* values, int64_t ref
 }
 
 template <class Sum, int Count>
-void add_dense_rows(const Sum* sums, Survivors survivors, int64_t rows, int64_t ref_limbs,
-                    int64_t limb, int64_t dim, int64_t* num, int threads) {
+void add_dense_rows(Digits sums, Survivors survivors, int64_t rows, int64_t stride, int64_t offset,
+                    int64_t* num, int threads) {
   parallel_for(rows, threads, [=](int64_t i) {
     if (survivors.count[i] >= 0) return;
-    const Sum* row = sums + (-1 - survivors.count[i]) * Count * dim;
-    int64_t* out = num + (i * ref_limbs + limb) * dim;
-    for (int64_t j = 0; j < dim; ++j) out[j] += join<Sum, Count>(row, dim, j);
+    const int64_t slot = -1 - survivors.count[i];
+    const Sum* row = static_cast<const Sum*>(sums.sums) + slot * Count * sums.columns;
+    int64_t* out = num + i * stride + offset;
+    for (int64_t j = 0; j < sums.columns; ++j) out[j] += join<Sum, Count>(row, sums.columns, j);
   });
 }
 
 void add_dense(Digits sums, Survivors survivors, int64_t rows, int64_t ref_limbs, int64_t limb,
-               int64_t* num, int threads) {
-  const int64_t dim = sums.columns;
-  if (sums.wide) {
-    const auto* data = static_cast<const double*>(sums.sums);
-    add_dense_rows<double, 2>(data, survivors, rows, ref_limbs, limb, dim, num, threads);
-  } else {
-    const auto* data = static_cast<const int32_t*>(sums.sums);
-    if (sums.count == 3)
-      add_dense_rows<int32_t, 3>(data, survivors, rows, ref_limbs, limb, dim, num, threads);
-    else
-      add_dense_rows<int32_t, 4>(data, survivors, rows, ref_limbs, limb, dim, num, threads);
-  }
+               int64_t first, int64_t dim, int64_t* num, int threads) {
+  const auto add = sums.wide         ? add_dense_rows<double, 2>
+                   : sums.count == 3 ? add_dense_rows<int32_t, 3>
+                                     : add_dense_rows<int32_t, 4>;
+  add(sums, survivors, rows, ref_limbs * dim, limb * dim + first, num, threads);
 }
 
 // ---- finish

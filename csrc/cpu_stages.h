@@ -71,10 +71,10 @@ struct CpuStages {
   void (*gather)(Survivors survivors, int64_t rows, const int8_t* values, int64_t ref_limbs,
                  int64_t n, int64_t dim, int64_t* num, int threads);
 
-  // Input   products of the dense rows' digits with one limb of the values
-  // Output  added to num [rows, R, d] at that limb
+  // Input   products of the dense rows' digits with values first, ... of one limb
+  // Output  added to num [rows, R, d] at that limb and those values
   void (*add_dense)(Digits sums, Survivors survivors, int64_t rows, int64_t ref_limbs, int64_t limb,
-                    int64_t* num, int threads);
+                    int64_t first, int64_t dim, int64_t* num, int threads);
 
   // Input   num [rows, R, d], total [rows], x [rows, d]
   // Output  out [rows, d] of x's type

@@ -8,6 +8,7 @@ in float64 instead, which is exact too: 2^15 * 2^7 a term, and sums stay below 2
 from __future__ import annotations
 
 import importlib
+import itertools
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ SPARSE_SHARE = 10
 MAX_SURVIVORS = 1 << 15  # so that float64 sums of P v, below 2^38 each, are exact
 MAX_ROWS = 256
 ROW_BYTES = 32 << 20  # of a block of rows, everything but the limb products
-PRODUCT_BYTES = 16 << 20  # of the limb products held at a time
+PRODUCT_BYTES = 8 << 20  # of the limb products held at a time
 
 
 class _Survivors(NamedTuple):
@@ -258,15 +259,20 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
         left = _factor(survivors.digits[:dense, :, first : first + terms])
         count = left.shape[1]
         left = left.reshape(dense * count, -1)
-        sums = torch.empty((dense * count, dim), dtype=_sums_dtype(left))
-        for limb in range(ref_limbs):
-            _multiply(left, values[limb, first : first + terms], sums)
+        dtype = _sums_dtype(left)
+        columns = max(1, PRODUCT_BYTES // (dense * count * dtype.itemsize))
+        for limb, j in itertools.product(range(ref_limbs), range(0, dim, columns)):
+            right = values[limb, first : first + terms, j : j + columns]
+            sums = torch.empty((dense * count, right.shape[1]), dtype=dtype)
+            _multiply(left, right, sums)
             _C.add_dense(
-                (sums.data_ptr(), count, dim, sums.dtype == torch.float64),
+                (sums.data_ptr(), count, right.shape[1], dtype == torch.float64),
                 survivors.addresses(),
                 rows,
                 ref_limbs,
                 limb,
+                j,
+                dim,
                 num.data_ptr(),
                 threads,
             )

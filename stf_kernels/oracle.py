@@ -15,7 +15,7 @@ BLOCK_ELEMENTS = 1 << 24
 def posterior(
     x: Tensor,
     y: Tensor,
-    sigma: Tensor,
+    sigma: Tensor | float,
     alpha: Tensor | float = 1.0,
     log_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -44,18 +44,29 @@ def posterior(
     return logit, torch.softmax(logit, 1)
 
 
-def denoised(x: Tensor, y: Tensor, sigma: Tensor, **options: Tensor) -> Tensor:
-    """D_i = sum_k w_ik y_k, float64 like x; options as `posterior` takes them."""
-    _, w = posterior(x, y, sigma, **options)
+def denoised(
+    x: Tensor,
+    y: Tensor,
+    sigma: Tensor | float,
+    alpha: Tensor | float = 1.0,
+    log_weight: Tensor | None = None,
+) -> Tensor:
+    """D_i = sum_k w_ik y_k, float64 like x; arguments as for `posterior`."""
+    _, w = posterior(x, y, sigma, alpha, log_weight)
     return (w @ y.double().flatten(1)).view(x.shape)
 
 
-def stable_target(x: Tensor, y: Tensor, sigma: Tensor, **options: Tensor) -> Tensor:
+def stable_target(
+    x: Tensor,
+    y: Tensor,
+    sigma: Tensor | float,
+    alpha: Tensor | float = 1.0,
+    log_weight: Tensor | None = None,
+) -> Tensor:
     """The score sum_k w_ik (alpha_i y_k - x_i) / sigma_i^2, float64 like x."""
     rows = (len(x),) + (1,) * (x.dim() - 1)
-    variance = _per_row(sigma, x).view(rows) ** 2
-    alpha = _per_row(options.get("alpha", 1.0), x).view(rows)
-    return (alpha * denoised(x, y, sigma, **options) - x.double()) / variance
+    signal = _per_row(alpha, x).view(rows) * denoised(x, y, sigma, alpha, log_weight)
+    return (signal - x.double()) / _per_row(sigma, x).view(rows) ** 2
 
 
 def _per_row(value: Tensor | float, x: Tensor) -> Tensor:
