@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from stf_train import checkpoint, data, plots, run
-from stf_train.config import Config
+from stf_train.config import P_MEAN, P_STD, RAMPUP, Config
 from stf_train.loop import Diverged
 from stf_train.options import DEVICE, CountOrAll, Finite, Seeds, bad, given, resolve
 from stf_train.sample import RHO, SIGMA_MAX, SIGMA_MIN, STEPS, Churn, heun, seeded, sigma_steps
@@ -62,7 +62,7 @@ SETTINGS = {"show_default": True, "max_content_width": 100}
     help="Length of the training, in million images.",
 )
 @click.option(
-    "--lr", metavar="FLOAT", type=Finite(min=0, min_open=True), default=2e-3, help="Learning rate."
+    "--lr", metavar="FLOAT", type=Finite(min=0, min_open=True), default=3e-3, help="Learning rate."
 )
 @click.option(
     "--ema",
@@ -130,10 +130,10 @@ def train(
             batch=batch,
             duration=duration,
             lr=lr,
-            rampup=0.005,
+            rampup=RAMPUP,
             ema=ema,
-            P_mean=-0.8,
-            P_std=1.2,
+            P_mean=P_MEAN,
+            P_std=P_STD,
             sigma_data=data.sigma_data(data.digits()),
             cbase=cbase,
             seed=seed,

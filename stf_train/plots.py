@@ -46,10 +46,11 @@ def save_samples(path: Path, images: Tensor) -> None:
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean of the last `width` values at every place, of fewer at the start."""
+    """The mean of the values up to `width` // 2 places away, of fewer at both ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - width, 0)
+    places = np.arange(len(values))
+    starts = np.maximum(places - width // 2, 0)
+    ends = np.minimum(places + width // 2 + 1, len(values))
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
@@ -61,8 +62,10 @@ def save_loss(path: Path, steps: Sequence[Step], title: str) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(images, loss, color="0.8", linewidth=0.8, label="each step")
-    axes.plot(images, smooth(loss, width), color="C0", label=f"mean of the last {width} steps")
+    axes.plot(images, smooth(loss, width), color="C0", label=f"mean of {width // 2 * 2 + 1} steps")
     axes.set(title=title, xlabel="training images", ylabel="loss", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(which="both", alpha=0.2)
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -158,7 +158,7 @@ def test_cuda_is_refused_where_there_is_none(in_tmp, monkeypatch):
     ("option", "message"),
     [
         ("--batch 32", "--batch: {run} was started with 16, got 32"),
-        ("--lr 0.1", "--lr: {run} was started with 0.002, got 0.1"),
+        ("--lr 0.1", "--lr: {run} was started with 0.003, got 0.1"),
         ("--target dsm", "--target: {run} was started with stf, got dsm"),
         ("--references all", "--references: {run} was started with 100, got 1797"),
         ("--seed 5", "--seed: {run} was started with 0, got 5"),

@@ -35,8 +35,9 @@ def test_samples_png_is_the_grid(bank, tmp_path):
 
 def test_smooth_is_a_running_mean():
     values = np.random.default_rng(0).normal(size=50)
-    for width in (1, 7, 80):
-        expected = [values[max(0, i + 1 - width) : i + 1].mean() for i in range(50)]
+    for width in (1, 7, 8, 80):
+        reach = width // 2
+        expected = [values[max(0, i - reach) : i + reach + 1].mean() for i in range(50)]
         np.testing.assert_allclose(plots.smooth(values, width), expected, atol=1e-13)
 
 
