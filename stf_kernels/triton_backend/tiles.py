@@ -16,12 +16,12 @@ INTERPRETER_SLOTS = 4
 
 def logits(device: torch.device, B: int, n: int) -> Tile:
     """The tile of stage 2 for B samples and n references."""
-    return look_up(LOGITS[_architecture(device)], B, n)
+    return look_up(LOGITS[architecture(device)], B, n)
 
 
 def dense(device: torch.device, B: int, d: int) -> Tile:
     """The tile of stage 4 for at most B dense rows of d values."""
-    return look_up(DENSE[_architecture(device)], B, d)
+    return look_up(DENSE[architecture(device)], B, d)
 
 
 def look_up(entries: tuple[Entry, ...], rows: int, width: int) -> Tile:
@@ -39,8 +39,8 @@ def slots(device: torch.device, warps: int) -> int:
 
 
 @cache
-def _architecture(device: torch.device) -> int:
-    """The column of the table: 0 is the interpreter's."""
+def architecture(device: torch.device) -> int:
+    """The table's name for a device: 0 for the interpreter."""
     if device.type == "cpu":
         return 0
     major, _ = torch.cuda.get_device_capability(device)

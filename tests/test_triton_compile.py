@@ -1,0 +1,108 @@
+"""The Triton kernels' machine code, compiled without a GPU for the architectures of the table."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+
+import pytest
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the kernels are interpreted", allow_module_level=True)
+
+from stf_kernels import arithmetic as ar
+from stf_kernels.triton_backend import PART_TERMS, SPARSE_SURVIVORS, kernels, table
+from stf_kernels.triton_backend.offline import ARCHITECTURES, Code, compile_kernel
+
+BIG = {80: "IMMA", 90: "IGMMA", 100: "UTCIMMA" if kernels.VERSION >= (3, 9) else "IMMA"}
+SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # a program's; 99 KB: sm_86, sm_89, sm_120
+
+
+def tiles(stage: dict[int, tuple[table.Entry, ...]]) -> list[tuple[int, table.Tile]]:
+    """Every tile of a stage with its architecture, once."""
+    found = [(a, e.tile) for a in ARCHITECTURES for e in stage[a]]
+    return list(dict.fromkeys(found))
+
+
+def assert_good(code: Code, architecture: int, tile: table.Tile) -> None:
+    instruction = BIG[architecture] if tile.BM == 64 else "IMMA"
+    assert list(code.products) == [instruction]
+    assert code.products[instruction] > 0
+    assert code.spills_in_loop == 0
+    assert code.shared <= SHARED[architecture]
+    assert "fma." not in code.ptx
+
+
+@pytest.mark.parametrize(("L", "R", "ragged"), [(4, 1, False), (4, 4, True), (3, 3, False)])
+@pytest.mark.parametrize(("architecture", "tile"), tiles(table.LOGITS), ids=str)
+def test_logits(architecture, tile, L, R, ragged):
+    absent = dict.fromkeys(() if ragged else ("p_bias", "p_labels", "p_ref_labels"))
+    sizes = {"L": L, "R": R, "SPANS": 1, "RAGGED": ragged, "BM": tile.BM, "BK": tile.BK}
+    code = compile_kernel(
+        kernels.logits, {**absent, **sizes}, architecture, warps=tile.warps, stages=tile.stages
+    )
+    assert_good(code, architecture, tile)
+
+
+@pytest.mark.parametrize("L", [4, 3])
+@pytest.mark.parametrize(("architecture", "tile"), tiles(table.DENSE), ids=str)
+def test_multiply_dense(architecture, tile, L):
+    sizes = {"L": L, "R": 1, "BM": tile.BM, "BN": tile.BN, "BK": tile.BK}
+    constants = {**sizes, "SLOTS": 132, "PART": PART_TERMS}
+    code = compile_kernel(
+        kernels.multiply_dense, constants, architecture, warps=tile.warps, stages=tile.stages
+    )
+    assert_good(code, architecture, tile)
+
+
+ROW_KERNELS = {
+    "quantize": {"L": 4, "BD": 1024},
+    "peaks": {"S": 5, "BB": 128},
+    "weights": {"L": 4, "CAPACITY": SPARSE_SURVIVORS, "STATISTICS": True, "BK": 1024},
+    "gather": {
+        "R": 1,
+        "CAPACITY": SPARSE_SURVIVORS,
+        "SLOTS": 132,
+        "PART": PART_TERMS,
+        "BM": 64,
+        "BN": 128,
+        "BK": 4,
+        "BD": 512,
+    },
+    "finish": {"R": 4, "BD": 1024},
+    "magnitude": {"STEPS": 16, "BD": 2048},
+    "fix": {"R": 4, "BD": 1024},
+    "norms": {"R": 4, "BD": 1024},
+    "transpose": {"R": 1, "BN": 128, "BD": 64},
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", ROW_KERNELS)
+def test_row_kernels(name, architecture):
+    code = compile_kernel(getattr(kernels, name), ROW_KERNELS[name], architecture)
+    assert not code.products
+    assert code.spills == 0
+    assert "fma." not in code.ptx
+    if name == "weights":
+        assert set(ar.EXP2_COEFFICIENTS) <= doubles(code.ptx)
+
+
+def doubles(ptx: str) -> set[float]:
+    """The float64 constants of PTX, as 0d followed by sixteen hexadecimal digits."""
+    words = re.findall(r"0d([0-9A-Fa-f]{16})", ptx)
+    return {struct.unpack(">d", bytes.fromhex(word))[0] for word in words}
+
+
+def test_every_kernel_is_compiled_here():
+    assert set(ROW_KERNELS) | {"logits", "multiply_dense"} == {
+        name for name in kernels.__all__ if name.islower()
+    }
+
+
+def test_a_tile_too_large_for_its_warps_is_seen_to_spill():
+    sizes = {"L": 4, "R": 1, "BM": 64, "BN": 128, "BK": 128, "SLOTS": 132, "PART": PART_TERMS}
+    code = compile_kernel(kernels.multiply_dense, sizes, 80, warps=4)
+    assert code.spills_in_loop > 0
