@@ -169,6 +169,11 @@ BAD_ARGUMENTS = {
         ValueError,
         r"data must lie on 256 levels from -1 to 1, got 0 in data\[1\]",
     ),
+    "data is a tenth of a level off its grid": Case(
+        references(torch.tensor([[-1.0, -1 + 4.2 / 255]]), value_range=(-1, 1), levels=256),
+        ValueError,
+        r"data must lie on 256 levels from -1 to 1, got -0\.98",
+    ),
     "data is beyond its grid": Case(
         references(torch.tensor([[-1.0, 3.0]]), value_range=(-1, 1), levels=3),
         ValueError,

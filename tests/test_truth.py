@@ -46,7 +46,7 @@ def photographs(data: Tensor, y: Tensor, rows: int) -> Photographs:
     return Photographs(x, sigma, data, y, w, {"score": score, "denoised": d})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def byte_images() -> Photographs:
     """512 patches, half of them from 8 families of 32 that differ in one to three bytes by one."""
     patches = helpers.photograph_patches(256)
@@ -54,7 +54,7 @@ def byte_images() -> Photographs:
     return photographs(data, helpers.byte_values(data), rows=6)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def float_images() -> Photographs:
     """The same kind of images normalised by mean and deviation, which lie on no grid."""
     patches = helpers.photograph_patches(64, seed=5)
