@@ -260,9 +260,9 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
         count = left.shape[1]
         left = left.reshape(dense * count, -1)
         dtype = _sums_dtype(left)
-        columns = max(1, PRODUCT_BYTES // (dense * count * dtype.itemsize))
-        for limb, j in itertools.product(range(ref_limbs), range(0, dim, columns)):
-            right = values[limb, first : first + terms, j : j + columns]
+        width = max(1, PRODUCT_BYTES // (dense * count * dtype.itemsize))
+        for limb, j in itertools.product(range(ref_limbs), range(0, dim, width)):
+            right = values[limb, first : first + terms, j : j + width]
             sums = torch.empty((dense * count, right.shape[1]), dtype=dtype)
             _multiply(left, right, sums)
             _C.add_dense(
