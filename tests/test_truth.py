@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal, localcontext
 from typing import NamedTuple
 
 import helpers
@@ -61,6 +62,35 @@ def float_images() -> Photographs:
     data = torch.cat([patches, helpers.near_duplicates(patches[:4], 16, seed=6)]).float()
     data = (data - data.mean()) / data.std()
     return photographs(data, data.double(), rows=4)
+
+
+def test_the_oracle_is_right_to_fifty_digits():
+    """Decimal arithmetic on values that float64 holds exactly."""
+    x = torch.randn(3, 2, 2, generator=helpers.generator(0)).double()
+    y = torch.randn(4, 2, 2, generator=helpers.generator(1)).double()
+    sigma, alpha = (
+        torch.tensor([0.25, 1.0, 30.0]).double(),
+        torch.tensor([1.0, 0.5, -0.75]).double(),
+    )
+    prior = torch.tensor([0.5, -2.0, 0.0, 1.25]).double()
+    actual = oracle.stable_target(x, y, sigma, alpha=alpha, log_weight=prior)
+    with localcontext() as context:
+        context.prec = 50
+        for i in range(3):
+            s, a = Decimal(float(sigma[i])), Decimal(float(alpha[i]))
+            row = [Decimal(v) for v in x[i].flatten().tolist()]
+            refs = [[Decimal(v) for v in image.flatten().tolist()] for image in y]
+            distances = [sum((v - a * u) ** 2 for v, u in zip(row, r, strict=True)) for r in refs]
+            w = [
+                (Decimal(float(p)) - d / (2 * s * s)).exp()
+                for p, d in zip(prior, distances, strict=True)
+            ]
+            for j, v in enumerate(row):
+                mean = sum(p * r[j] for p, r in zip(w, refs, strict=True)) / sum(w)
+                expected = float((a * mean - v) / (s * s))
+                # Logits below 512 from sums of four, times differences of y below 8.
+                slack = 512 * 4 * 8 * helpers.HALF_ULP64 * float(1 + abs(v)) / float(s * s)
+                assert actual[i].flatten()[j].item() == pytest.approx(expected, abs=slack)
 
 
 def worst_relative_error(actual: Tensor, expected: Tensor) -> float:
