@@ -27,8 +27,12 @@ from stf_kernels.backends import BACKENDS, PREFERENCE
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
-NO_GPU = triton_backend.unavailable(torch.device("cuda")) if torch.cuda.is_available() else "none"
-needs_gpu = pytest.mark.skipif(NO_GPU is not None, reason=f"no GPU that Triton can use: {NO_GPU}")
+NO_GPU = (
+    triton_backend.unavailable(torch.device("cuda", 0))
+    if torch.cuda.is_available()
+    else "torch sees no CUDA device"
+)
+needs_gpu = pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
 INTERPRETED, INTERPRETED_TESTS = "tests/triton_interpreted.py", 110
 
 
