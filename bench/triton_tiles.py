@@ -124,8 +124,11 @@ def random_problem(rows: int, n: int, dim: int) -> tuple[Samples, Prepared]:
     samples = Samples(
         torch.zeros(rows, dim, device="cuda"),
         digits(rows, 4, width),
-        *(ones(rows) for _ in range(4)),
-        None,
+        slope=ones(rows),
+        curvature=ones(rows),
+        c_D=ones(rows),
+        c_x=ones(rows),
+        labels=None,
     )
     return samples, Prepared(digits(1, n, dim), ones(n), ones(2), None, None)
 

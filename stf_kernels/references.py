@@ -149,6 +149,7 @@ class References:
     def columns(self, backend: str) -> Tensor | None:
         """The copy that `backend` multiplies in stage 4, made at the first use and kept; or None.
 
+        It takes as much memory as the values, which is why a set that only gives subsets has none.
         Where operations are recorded only, under torch.compile or in a CUDA graph, none is made
         here: the stage makes its own each time.
         """

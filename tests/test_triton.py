@@ -24,6 +24,7 @@ from stf_kernels import (
     triton_backend,
 )
 from stf_kernels.backends import BACKENDS, PREFERENCE
+from stf_kernels.triton_backend import table, tiles
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -97,6 +98,19 @@ def test_auto_prefers_triton_on_cuda_devices_and_nowhere_else():
     }
     assert all("triton" not in names for kind, names in PREFERENCE.items() if kind != "cuda")
     assert BACKENDS["triton"] is triton_backend
+
+
+def test_tiles_go_by_architecture_and_size():
+    for stage in (table.LOGITS, table.DENSE):
+        for entries in stage.values():
+            assert entries[-1][:2] == (table.ANY, table.ANY)
+            assert all(128 % entry.tile.BK == 0 for entry in entries)
+    assert all(entry.tile.BN == 128 for row in table.LOGITS.values() for entry in row)
+    for architecture in (80, 90, 100):
+        few, many = (tiles.look_up(table.LOGITS[architecture], B, 4096).BM for B in (64, 512))
+        assert few < many
+        norms, values = (tiles.look_up(table.DENSE[architecture], 512, d).BN for d in (1, 3072))
+        assert norms < values
 
 
 @needs_gpu
