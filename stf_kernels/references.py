@@ -86,7 +86,7 @@ class References:
         self.shape = data.shape[1:]
         self.labels = None if labels is None else _labels(labels, n, data.device)
         self.log_weight = (
-            None if log_weight is None else check_log_weight(log_weight, n, data.device)
+            None if log_weight is None else check_log_weight(log_weight, n, data.device).clone()
         )
         self._values, self._norms, self._affine = values, norms, affine
 
@@ -218,7 +218,14 @@ class References:
     def _positions(self, index: Tensor) -> Tensor:
         if not isinstance(index, Tensor) or index.dtype not in INTEGERS or index.dim() != 1:
             raise TypeError(f"index must be an integer tensor [m], got {describe(index)}")
-        return index.to(self.device, torch.int64)
+        index = index.to(self.device, torch.int64)
+        if self.device.type == "cpu" and not torch.compiler.is_compiling():  # free on the host
+            outside = (index < 0) | (index >= len(self))
+            if bool(outside.any()):
+                raise IndexError(
+                    f"index must lie in 0..{len(self) - 1}, got {int(index[outside][0])}"
+                )
+        return index
 
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -254,7 +261,7 @@ def check_log_weight(log_weight: Tensor, n: int, device: torch.device) -> Tensor
 def _limbs(limbs: int | None) -> int:
     if limbs is None:
         return ar.MAX_LIMBS
-    if limbs not in range(1, ar.MAX_LIMBS + 1):
+    if not isinstance(limbs, int) or limbs not in range(1, ar.MAX_LIMBS + 1):
         raise ValueError(f"limbs must be 1 to {ar.MAX_LIMBS}, got {limbs!r}")
     return limbs
 
@@ -266,7 +273,10 @@ def _value_range(
         raise ValueError(
             f"value_range=(lo, hi) must say what {dtype} data means, such as (-1, 1), got None"
         )
-    lo, hi = map(float, value_range)
+    try:
+        lo, hi = map(float, value_range)
+    except (TypeError, ValueError):
+        raise TypeError(f"value_range must be two numbers (lo, hi), got {value_range!r}") from None
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"value_range must be finite with lo < hi, got {value_range}")
     return lo, hi
@@ -275,7 +285,7 @@ def _value_range(
 def _levels(levels: int | None) -> int:
     if levels is None:
         return 256
-    if levels not in range(2, 257):
+    if not isinstance(levels, int) or levels not in range(2, 257):
         raise ValueError(f"levels must be 2 to 256, got {levels!r}")
     return levels
 
@@ -319,4 +329,4 @@ def _labels(labels: Tensor, n: int, device: torch.device) -> Tensor:
         raise ValueError(f"labels must be [{n}] like data, got {list(labels.shape)}")
     if bool((labels < 0).any()):
         raise ValueError(f"labels of references must be >= 0, got {int(labels.min())}")
-    return labels.to(device, torch.int64).contiguous()
+    return labels.to(device, torch.int64, copy=True).contiguous()
