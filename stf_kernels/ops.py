@@ -46,6 +46,8 @@ def stable_target(
     with_stats: bool,
 ) -> list[Tensor]:
     """Targets [B, d], followed by the seven statistics [B] if asked for."""
+    if x.shape[0] == 0:
+        return _outputs(x, with_stats)
     refs = Prepared(values, norms, affine, bias, ref_labels, columns)
     stages = resolve(backend, x.device)
     out, sums = pipeline.run(
@@ -54,6 +56,15 @@ def stable_target(
     if sums is None:
         return [out]
     return [out, *statistics.from_sums(sums, x, sigma, alpha, refs, precision)]
+
+
+def _outputs(x: Tensor, with_stats: bool) -> list[Tensor]:
+    """Tensors of the outputs' shapes and types, not filled."""
+    out = [torch.empty_like(x, memory_format=torch.contiguous_format)]
+    for name in statistics.TargetStats._fields if with_stats else ():
+        dtype = torch.int64 if name == "argmax" else torch.float64
+        out.append(x.new_empty(x.shape[:1], dtype=dtype))
+    return out
 
 
 @stable_target.register_fake
@@ -74,13 +85,4 @@ def _(
     backend,
     with_stats,
 ):
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if not with_stats:
-        return [out]
-    return [
-        out,
-        *(
-            x.new_empty(x.shape[:1], dtype=torch.int64 if name == "argmax" else torch.float64)
-            for name in statistics.TargetStats._fields
-        ),
-    ]
+    return _outputs(x, with_stats)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,8 +44,8 @@ class EDM:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
-            raise ValueError(f"sigma_data must be > 0, got {self.sigma_data}")
+        if not isinstance(self.sigma_data, numbers.Real) or not 0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data must be > 0 and finite, got {self.sigma_data!r}")
 
 
 Parameterization = str | Velocity | EDM

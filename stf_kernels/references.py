@@ -219,7 +219,7 @@ class References:
         if not isinstance(index, Tensor) or index.dtype not in INTEGERS or index.dim() != 1:
             raise TypeError(f"index must be an integer tensor [m], got {describe(index)}")
         index = index.to(self.device, torch.int64)
-        if self.device.type == "cpu" and not torch.compiler.is_compiling():  # free on the host
+        if readable(index):
             outside = (index < 0) | (index >= len(self))
             if bool(outside.any()):
                 raise IndexError(
@@ -229,6 +229,12 @@ class References:
 
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether its values can be looked at for nothing: on the CPU, and neither traced nor fake."""
+    real = type(tensor) is Tensor and not torch.compiler.is_compiling()
+    return real and tensor.device.type == "cpu"
 
 
 def describe(value: object) -> str:
@@ -275,8 +281,9 @@ def _value_range(
         )
     try:
         lo, hi = map(float, value_range)
-    except (TypeError, ValueError):
-        raise TypeError(f"value_range must be two numbers (lo, hi), got {value_range!r}") from None
+    except (TypeError, ValueError) as error:
+        message = f"value_range must be two numbers (lo, hi), got {value_range!r}"
+        raise type(error)(message) from None
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"value_range must be finite with lo < hi, got {value_range}")
     return lo, hi

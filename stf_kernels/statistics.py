@@ -41,9 +41,8 @@ def from_sums(
 
     kept = total / scale  # sum of 2^e over the weights kept, at least 1
     lost = sums.lost.double() * 2.0**-ar.LOST_SHIFT
-    rounded = rounded_samples(x, precision)
-    distance = ((rounded - (alpha * b)[:, None]) ** 2).sum(1) / (2 * sigma * sigma)
-    lse = ar.LN2 * (sums.peak + torch.log2(kept + lost)) - distance
+    distance = squared_distance(x, alpha * b, precision)
+    lse = ar.LN2 * (sums.peak + torch.log2(kept + lost)) - distance / (2 * sigma * sigma)
     entropy = ar.LN2 * (torch.log2(kept) + sums.bits.double() * 2.0**-ar.ENTROPY_SHIFT / total)
     ess = total * total / (sums.square.double() * 2.0**ar.SQUARE_SHIFT)
     norm = torch.zeros_like(total)
@@ -61,7 +60,19 @@ def from_sums(
     )
 
 
-def rounded_samples(x: Tensor, precision: str) -> Tensor:
-    """The samples as stage 1 rounds them, step * rint(x / step), float64 [B, d]."""
+def squared_distance(x: Tensor, offset: Tensor, precision: str) -> Tensor:
+    """sum_j (step_i q_ij - offset_i)^2 in float64 [B], from sums of integers, which have no order.
+
+    Args:
+        x: samples [B, d]
+        offset: float64 [B]
+        precision: which digits q has
+    """
     q, step = quantize(x, ar.LIMBS[precision])
-    return q.double() * step[:, None]
+    low = ((q + 2**15) & (2**16 - 1)) - 2**15
+    high = (q - low) >> 16
+    upper = (high * high).sum(1).double() * 2.0**32 + (high * low).sum(1).double() * 2.0**17
+    square = upper + (low * low).sum(1).double()
+    linear = q.sum(1).double()
+    mean = offset / step
+    return step * step * (square - 2 * mean * linear + x.shape[1] * (mean * mean))

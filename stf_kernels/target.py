@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
 from . import arithmetic as ar
 from . import ops
 from .parameterization import Parameterization, parse
-from .references import FLOAT_DTYPES, INTEGERS, References, check_data, check_log_weight, describe
+from .references import (
+    FLOAT_DTYPES,
+    INTEGERS,
+    References,
+    check_data,
+    check_log_weight,
+    describe,
+    readable,
+)
 from .statistics import TargetStats
 
 
@@ -124,9 +134,10 @@ def validate(
         k = _first(~torch.isfinite(ref).flatten(1).all(1))
         raise ValueError(f"ref[{k}] must be finite, got {ref[k][~ref[k].isfinite()][0]:g}")
     sigma = _per_row("sigma", sigma, x_t)
-    if not bool((sigma > 0).all()):
-        i = _first(~(sigma > 0))
-        raise ValueError(f"sigma[{i}] must be > 0, got {sigma[i]:g}")
+    bad = ~((sigma > 0) & (sigma * sigma > 0) & torch.isfinite(sigma * sigma))
+    if bool(bad.any()):
+        i = _first(bad)
+        raise ValueError(f"sigma[{i}] must be > 0 and finite, its square too, got {sigma[i]:g}")
     alpha = _per_row("alpha", alpha, x_t)
     if not bool(torch.isfinite(alpha).all()):
         i = _first(~torch.isfinite(alpha))
@@ -176,7 +187,7 @@ def _call(
     with_stats: bool,
 ) -> list[Tensor]:
     _check_samples(x_t)
-    if precision not in ar.LIMBS:
+    if not isinstance(precision, str) or precision not in ar.LIMBS:
         raise ValueError(f"precision must be 'exact' or 'fast', got {precision!r}")
     kind, parameters = parse(target)
     if validate_values:
@@ -185,9 +196,9 @@ def _call(
     if log_weight is not None:
         log_weight = check_log_weight(log_weight, len(refs), x_t.device)
     labels = _labels(labels, refs, x_t)
-    if labels is not None and labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_classes(labels, refs)  # free on the host; a device would have to be waited for
-    x = x_t.detach().reshape(x_t.shape[0], -1)
+    if labels is not None and readable(labels):
+        _check_classes(labels, refs)
+    x = x_t.detach().flatten(1)
     x = (x if x.dtype == torch.float64 else x.float()).contiguous()
     prepared = refs.prepared(log_weight, by_label=labels is not None)
     return ops.stable_target(
@@ -227,10 +238,10 @@ def _references(ref: Tensor | References, x_t: Tensor, precision: str, backend: 
                 "ref of bytes must come as References(ref, value_range=(lo, hi)), because bytes do "
                 f"not say what they mean, got a tensor {describe(ref)}"
             )
-    shape = list(x_t.shape[1:])
-    got = list(ref.shape) if isinstance(ref, References) else list(ref.shape[1:])
-    if got != shape:
-        raise ValueError(f"ref must be [n, *{shape}] like x_t, got [{len(ref)}, *{got}]")
+    got = tuple(ref.shape if isinstance(ref, References) else ref.shape[1:])
+    if got != x_t.shape[1:]:
+        expected = ", ".join(map(str, x_t.shape[1:]))
+        raise ValueError(f"ref must be [n, {expected}] like x_t, got {[len(ref), *got]}")
     if ref.device != x_t.device:
         raise ValueError(f"ref must be on {x_t.device} like x_t, got {ref.device}")
     if isinstance(ref, References):
@@ -242,7 +253,7 @@ def _per_row(name: str, value: Tensor | float, x_t: Tensor) -> Tensor:
     """A number, [B] or [B, 1, ...] as float64 [B]."""
     rows = x_t.shape[0]
     if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name} must be a number or a tensor, got {describe(value)}")
         return torch.full((rows,), float(value), dtype=torch.float64, device=x_t.device)
     if value.is_complex() or value.dtype == torch.bool:

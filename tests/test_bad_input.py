@@ -101,7 +101,9 @@ BAD_ARGUMENTS = {
     "sigma_dot is too long": Case(
         target(target=Velocity(1.0, ones(9))), ValueError, r"velocity.*got \[9\]"
     ),
-    "sigma_data is zero": Case(lambda: EDM(0.0), ValueError, r"sigma_data must be > 0, got 0\.0"),
+    "sigma_data is zero": Case(
+        lambda: EDM(0.0), ValueError, r"sigma_data must be > 0 and finite, got 0\.0"
+    ),
     "sigma_data is nan": Case(lambda: EDM(math.nan), ValueError, r"sigma_data must .*got nan"),
     "log_weight is a list": Case(
         target(log_weight=[0.0] * 6), TypeError, r"log_weight must be a float tensor \[6\]"
@@ -276,9 +278,12 @@ BAD_VALUES = {
     ),
     "x_t is infinite": ({"x_t": spoiled(X, 0, -math.inf)}, r"x_t\[0\] must be finite, got -inf"),
     "ref is nan": ({"ref": spoiled(FLOATS, 4, math.nan)}, r"ref\[4\] must be finite, got nan"),
-    "sigma is zero": ({"sigma": spoiled(ones(4), 1, 0.0)}, r"sigma\[1\] must be > 0, got 0"),
-    "sigma is negative": ({"sigma": -2.0}, r"sigma\[0\] must be > 0, got -2"),
-    "sigma is nan": ({"sigma": spoiled(ones(4), 3, math.nan)}, r"sigma\[3\] must be > 0, got nan"),
+    "sigma is zero": ({"sigma": spoiled(ones(4), 1, 0.0)}, r"sigma\[1\] must be > 0 .*, got 0"),
+    "sigma is negative": ({"sigma": -2.0}, r"sigma\[0\] must be > 0 .*, got -2"),
+    "sigma is nan": (
+        {"sigma": spoiled(ones(4), 3, math.nan)},
+        r"sigma\[3\] must be > 0 .*, got nan",
+    ),
     "sigma is infinite": (
         {"sigma": spoiled(ones(4), 3, math.inf)},
         r"sigma\[3\] must .*got inf",
