@@ -192,19 +192,36 @@ void logits(Digits dots, int64_t rows, int64_t ref_limbs, const double* slope,
 
 // ---- weights
 
+constexpr double kSurvives = -32;  // below 2^-32 a weight rounds to zero in every precision
+
 struct Row {  // one row on its way through stage 3
   const float* relative;
   const double* anchors;
   int64_t n;
   double peak, scale, floor;
 
-  // P of one block; a block whose anchor is below the floor has none.
+  int64_t width(int64_t b) const { return min(kBlock, n - b * kBlock); }
+
+  // How many weights may survive: at most a few more than do.
+  int64_t candidates() const {
+    int64_t count = 0;
+    for (int64_t b = 0; b < ceil_div(n, kBlock); ++b) {
+      const double shift = anchors[b] - peak;
+      if (!(shift >= kSurvives)) continue;
+      const float* r = relative + b * kBlock;
+      int32_t here = 0;
+      for (int64_t k = 0; k < width(b); ++k) here += static_cast<double>(r[k]) + shift >= kSurvives;
+      count += here;
+    }
+    return count;
+  }
+
+  // e, p and P of one block, e = -1 and P = 0 beyond n; false if the block is below the floor.
   bool block(int64_t b, double* e, double* p, double* weight) const {
     const double shift = anchors[b] - peak;
     if (!(shift >= floor)) return false;
     const float* r = relative + b * kBlock;
-    const int64_t width = min(kBlock, n - b * kBlock);
-    for (int64_t k = 0; k < width; ++k) {
+    for (int64_t k = 0; k < width(b); ++k) {
       const double exact = static_cast<double>(r[k]) + shift;
       const bool alive = exact >= kExp2Floor;
       e[k] = alive ? exact : 0;
@@ -212,7 +229,7 @@ struct Row {  // one row on its way through stage 3
       p[k] = alive ? value : 0;
       weight[k] = round_to_even(p[k] * scale);
     }
-    for (int64_t k = width; k < kBlock; ++k) e[k] = -1, p[k] = weight[k] = 0;
+    for (int64_t k = width(b); k < kBlock; ++k) e[k] = -1, p[k] = weight[k] = 0;
     return true;
   }
 };
@@ -228,12 +245,8 @@ void add_statistics(const double* e, const double* p, const double* weight, int6
   statistics.square[i] += square;
   statistics.bits[i] += bits;
   statistics.lost[i] += lost;
-  if (statistics.argmax[i] >= 0) return;
-  for (int k = 0; k < kBlock; ++k)
-    if (e[k] == 0 && weight[k] > 0) {
-      statistics.argmax[i] = first + k;
-      return;
-    }
+  for (int k = 0; k < kBlock && statistics.argmax[i] < 0; ++k)
+    if (e[k] == 0 && weight[k] > 0) statistics.argmax[i] = first + k;
 }
 
 void weights(const float* relative, const double* anchors, int64_t rows, int64_t n, int limbs,
@@ -256,53 +269,38 @@ void weights(const float* relative, const double* anchors, int64_t rows, int64_t
     }
     if (!(peak[i] - peak[i] == 0)) return;  // not finite: a NaN row
 
-    // Without statistics nothing is wanted of a weight that rounds to zero, 2^-32 and below.
-    const Row row{relative + i * n, row_anchors, n,
-                  peak[i],          scale,       statistics.argmax ? kExp2Floor : -32};
-    double e[kBlock], p[kBlock], weight[kBlock];
+    const double floor = statistics.argmax ? kExp2Floor : kSurvives;
+    const Row row{relative + i * n, row_anchors, n, peak[i], scale, floor};
+    const bool dense = row.candidates() > survivors.capacity;
+    const int64_t slot = dense ? __atomic_fetch_add(survivors.slots, 1, __ATOMIC_RELAXED) : 0;
+    int8_t* digits = survivors.digits + slot * limbs * n;
     int32_t* index = survivors.index + i * survivors.capacity;
     int32_t* list = survivors.weight + i * survivors.capacity;
-    int64_t count = 0;
-    bool sparse = true;
-    for (int64_t b = 0; sparse && b < blocks; ++b) {
-      if (!row.block(b, e, p, weight)) continue;
-      for (int k = 0; k < kBlock; ++k) {
-        if (!(weight[k] > 0)) continue;
-        if (!(sparse = count < survivors.capacity)) break;
-        index[count] = static_cast<int32_t>(b * kBlock + k);
-        list[count++] = static_cast<int32_t>(round_to_int(weight[k]));
-      }
-      if (sparse && statistics.argmax) add_statistics(e, p, weight, b * kBlock, i, statistics);
-    }
-    if (sparse) {
-      survivors.count[i] = count;
-      for (int64_t s = 0; s < count; ++s) total[i] += list[s];
-      return;
-    }
-
-    // Too many for the list: start again and write digits.
-    const int64_t slot = __atomic_fetch_add(survivors.slots, 1, __ATOMIC_RELAXED);
-    survivors.count[i] = -1 - slot;
-    int8_t* digits = survivors.digits + slot * limbs * n;
-    if (statistics.argmax) {
-      statistics.square[i] = statistics.bits[i] = statistics.lost[i] = 0;
-      statistics.argmax[i] = -1;
-    }
+    int64_t count = 0, sum = 0;
+    double e[kBlock], p[kBlock], weight[kBlock];
     for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t first = b * kBlock, width = min(kBlock, n - first);
+      const int64_t first = b * kBlock, width = row.width(b);
       if (!row.block(b, e, p, weight)) {
-        for (int l = 0; l < limbs; ++l) memset(digits + l * n + first, 0, width);
+        for (int l = 0; dense && l < limbs; ++l) memset(digits + l * n + first, 0, width);
         continue;
       }
       if (statistics.argmax) add_statistics(e, p, weight, first, i, statistics);
-      int64_t sum = 0;
-      for (int64_t k = 0; k < width; ++k) {
-        int32_t q = static_cast<int32_t>(round_to_int(weight[k]));
-        sum += q;
-        for (int l = 0; l < limbs; ++l) digits[l * n + first + k] = take_digit(q);
+      for (int64_t k = 0; k < width; ++k) sum += round_to_int(weight[k]);
+      if (dense) {
+        for (int64_t k = 0; k < width; ++k) {
+          int32_t q = static_cast<int32_t>(round_to_int(weight[k]));
+          for (int l = 0; l < limbs; ++l) digits[l * n + first + k] = take_digit(q);
+        }
+      } else {
+        for (int64_t k = 0; k < width; ++k) {
+          if (weight[k] == 0) continue;
+          index[count] = static_cast<int32_t>(first + k);
+          list[count++] = static_cast<int32_t>(round_to_int(weight[k]));
+        }
       }
-      total[i] += sum;
     }
+    total[i] = sum;
+    survivors.count[i] = dense ? -1 - slot : count;
   });
 }
 
