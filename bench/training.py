@@ -13,7 +13,7 @@ import torch
 from bench.problems import P_MEAN, photographs
 from bench.rows import Row
 from stf_kernels import References
-from stf_train import cli, data
+from stf_train import cli, config, data
 from stf_train.ema import EMA
 from stf_train.loop import State, Step, train
 from stf_train.loss import EDMLoss
@@ -24,11 +24,12 @@ from stf_train.targets import DenoisingTarget, StableTarget, Target
 
 @dataclass(frozen=True)
 class System:
-    """A network on a data set, all of which are the references."""
+    """A network on a data set, and how it is trained."""
 
     name: str
     bank: References
-    P_mean: float
+    references: int  # n
+    process: EDM
     channels: int
     batch: int
 
@@ -36,7 +37,7 @@ class System:
         """The steps of a run with either target, without end."""
         targets: dict[str, Target] = {
             "DSM": DenoisingTarget(self.bank),
-            "STF": StableTarget(self.bank, len(self.bank)),
+            "STF": StableTarget(self.bank, self.references),
         }
         return {name: self._run(target) for name, target in targets.items()}
 
@@ -44,8 +45,7 @@ class System:
         network = UNet(self.channels, self.bank.shape[0]).to(self.bank.device)
         ema = EMA(network, halflife=1e4)
         state = State(network, ema, torch.optim.Adam(network.parameters()), torch.Generator())
-        process = EDM(data.sigma_data(self.bank), self.P_mean)
-        loss = EDMLoss(process, self.bank, target)
+        loss = EDMLoss(self.process, self.bank, target)
         return train(state, loss, steps=1 << 40, batch=self.batch, lr=1e-3, rampup=5e3)
 
     def rows(self, dsm: list[float], stf: list[float]) -> list[Row]:
@@ -63,7 +63,7 @@ class System:
                 what="step",
                 by=f"{self.name} {target}",
                 B=self.batch,
-                n=len(self.bank),
+                n=self.references,
                 d=self.bank.shape.numel(),
                 ms=statistics.median(times),
                 rounds=len(times),
@@ -76,13 +76,22 @@ class System:
 def digits(device: str) -> System:
     """The default run of stf-train."""
     default: dict[str | None, Any] = {option.name: option.default for option in cli.train.params}
-    return System("digits", data.digits(device), -0.8, default["cbase"], default["batch"])
+    bank = data.digits(device)
+    return System(
+        "digits",
+        bank,
+        int(default["references"]),
+        EDM(data.sigma_data(bank), config.P_MEAN, config.P_STD),
+        default["cbase"],
+        default["batch"],
+    )
 
 
 def patches(device: str) -> System:
     """A wider such network on 3x32x32 photograph patches, for a GPU."""
     bank = photographs(1, 4096, device=device).refs
-    return System("patches", bank, P_MEAN, channels=128, batch=256)
+    process = EDM(data.sigma_data(bank), P_MEAN)
+    return System("patches", bank, len(bank), process, channels=128, batch=256)
 
 
 def step_ms(run: Iterator[Step]) -> float:
