@@ -59,7 +59,7 @@ SETTINGS = {"show_default": True, "max_content_width": 100}
     "--duration",
     metavar="MIMG",
     type=Finite(min=0, min_open=True),
-    default=0.16,
+    default=0.14,
     help="Length of the training, in million images.",
 )
 @click.option(
