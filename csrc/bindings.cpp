@@ -18,7 +18,7 @@ T* at(Address address) {
 
 stf::Digits digits(py::tuple fields) {
   return {at<const void>(fields[0].cast<Address>()), fields[1].cast<int64_t>(),
-          fields[2].cast<int64_t>(), fields[3].cast<bool>()};
+          fields[2].cast<int64_t>(), fields[3].cast<int64_t>(), fields[4].cast<bool>()};
 }
 
 stf::Survivors survivors(py::tuple fields) {

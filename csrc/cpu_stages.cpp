@@ -135,24 +135,31 @@ struct Logits {
   template <class Sum, int Count>
   void run(Digits dots, int threads) const {
     const Logits self = *this;
-    const auto* sums = static_cast<const Sum*>(dots.sums);
     parallel_for(rows, threads, [=](int64_t i) {
       for (int64_t c = 0; c < dots.columns; c += kBlock)
-        self.block<Sum, Count>(sums, dots.columns, i, c, min(kBlock, dots.columns - c));
+        self.block<Sum, Count>(dots, i, c, min(kBlock, dots.columns - c));
     });
   }
 
+  // The exact product with one reference limb, in float64.
   template <class Sum, int Count>
-  void block(const Sum* sums, int64_t columns, int64_t i, int64_t c, int64_t width) const {
-    double logit[kBlock];
-    const int64_t stride = rows * Count * columns;
-    const Sum* top = sums + (ref_limbs - 1) * stride + i * Count * columns + c;
-    for (int64_t k = 0; k < width; ++k)
-      logit[k] = static_cast<double>(join<Sum, Count>(top, columns, k));
+  void dot(Digits dots, int64_t r, int64_t i, int64_t c, int64_t width, double* out) const {
+    int64_t exact[kBlock] = {0};
+    for (int64_t span = 0; span < dots.spans; ++span) {
+      const int64_t row = ((r * dots.spans + span) * rows + i) * Count;
+      const Sum* sums = static_cast<const Sum*>(dots.sums) + row * dots.columns + c;
+      for (int64_t k = 0; k < width; ++k) exact[k] += join<Sum, Count>(sums, dots.columns, k);
+    }
+    for (int64_t k = 0; k < width; ++k) out[k] = static_cast<double>(exact[k]);
+  }
+
+  template <class Sum, int Count>
+  void block(Digits dots, int64_t i, int64_t c, int64_t width) const {
+    double logit[kBlock], next[kBlock];
+    dot<Sum, Count>(dots, ref_limbs - 1, i, c, width, logit);
     for (int64_t r = ref_limbs - 2; r >= 0; --r) {
-      const Sum* next = sums + r * stride + i * Count * columns + c;
-      for (int64_t k = 0; k < width; ++k)
-        logit[k] = logit[k] * 256.0 + static_cast<double>(join<Sum, Count>(next, columns, k));
+      dot<Sum, Count>(dots, r, i, c, width, next);
+      for (int64_t k = 0; k < width; ++k) logit[k] = logit[k] * 256.0 + next[k];
     }
     const int64_t k0 = first + c;
     const double a = slope[i], b = curvature[i];

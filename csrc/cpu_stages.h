@@ -10,10 +10,11 @@
 namespace stf {
 
 struct Digits {      // the sums of one limb product
-  const void* sums;  // [R, rows, count, columns] int32, or float64 if wide
+  const void* sums;  // [R, spans, rows, count, columns] int32, or float64 if wide
+  int64_t spans;     // parts of a sum too long for int32, to be added
   int64_t count;     // digits of a sample or weight
-  int64_t columns;
-  bool wide;  // float64 sums of base-65536 digits
+  int64_t columns;   // references or values
+  bool wide;         // float64 sums of base-65536 digits
 };
 
 struct Statistics {  // integer sums of each row, MATH.md section 7; null if not asked for

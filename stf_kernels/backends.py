@@ -28,7 +28,7 @@ def resolve(name: str, device: torch.device) -> Stages:
     """
     if name == "auto":
         candidates = PREFERENCE.get(device.type, ("torch",))
-    elif name in BACKENDS:
+    elif isinstance(name, str) and name in BACKENDS:
         candidates = (name,)
     else:
         names = ", ".join(map(repr, ("auto", *BACKENDS)))

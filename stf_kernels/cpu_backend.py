@@ -66,7 +66,7 @@ def has_int8_products() -> bool:
     """Whether `torch._int_mm` is fast and exact here: it is asked for the largest sums once."""
     if not (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()):
         return False
-    a = torch.full((64, 256), -128, dtype=torch.int8)
+    a = torch.full((64, 256), -128, dtype=torch.int8, device="cpu")
     try:
         return bool((torch._int_mm(a, a.t()) == 256 * 2**14).all())
     except RuntimeError:
@@ -84,7 +84,7 @@ def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
     """Float references [n, d] in fixed point: values int8 [R, n, d], norms [n], scale a []."""
     data = data if data.dtype == torch.float64 else data.float()
     n, dim = data.shape
-    values = torch.empty((limbs, n, dim), dtype=torch.int8)
+    values = torch.empty((limbs, n, dim), dtype=torch.int8, device="cpu")
     low, high = torch.aminmax(data)
     largest = torch.maximum(low.abs(), high.abs()).double()
     if not torch.isfinite(largest):
@@ -110,7 +110,7 @@ def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
 def norms(values: Tensor, twice_offset: float) -> Tensor:
     """N_k = sum_j v_kj^2 + 2 (b/a) sum_j v_kj in float64 [n]."""
     limbs, n, dim = values.shape
-    out = torch.empty(n, dtype=torch.float64)
+    out = torch.empty(n, dtype=torch.float64, device="cpu")
     _C.norms(
         values.data_ptr(), limbs, n, dim, twice_offset, out.data_ptr(), torch.get_num_threads()
     )
@@ -125,8 +125,8 @@ def transpose(values: Tensor) -> Tensor | None:
 def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
     """Stage 1: the digits of rint(x / step), int8 [B, L, d], and step [B]."""
     rows, dim = x.shape
-    digits = torch.empty((rows, limbs, dim), dtype=torch.int8)
-    step = torch.empty(rows, dtype=torch.float64)
+    digits = torch.empty((rows, limbs, dim), dtype=torch.int8, device="cpu")
+    step = torch.empty(rows, dtype=torch.float64, device="cpu")
     _C.quantize(
         x.data_ptr(),
         x.dtype == torch.float64,
@@ -168,6 +168,11 @@ def _sums_dtype(left: Tensor) -> torch.dtype:
     return torch.int32 if left.dtype == torch.int8 else torch.float64
 
 
+def _copy(sums: torch.dtype) -> int:
+    """Bytes for each value of a right side that `_multiply` has to copy."""
+    return 8 if sums == torch.float64 else 0
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -176,22 +181,26 @@ def logits(samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]:
     """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)]."""
     ref_limbs, n, dim = refs.values.shape
     rows = samples.q.shape[0]
-    relative = torch.empty((rows, n), dtype=torch.float32)
+    relative = torch.empty((rows, n), dtype=torch.float32, device="cpu")
     anchors = torch.empty((rows, -(-n // ar.BLOCK)), dtype=torch.float64)
-    left = _factor(samples.q)
-    count = left.shape[1]
-    dtype = _sums_dtype(left)
-    bytes_per_block = ref_limbs * rows * count * ar.BLOCK * dtype.itemsize
-    columns = ar.BLOCK * max(1, PRODUCT_BYTES // bytes_per_block)
-    buffer = torch.empty(ref_limbs * rows * count * min(columns, n), dtype=dtype)
+    terms = -(-dim // -(-dim // ar.MAX_INT32_TERMS))  # of a span of a sum too long for int32
+    lefts = [_factor(q) for q in samples.q.split(terms, 2)]
+    spans, count, dtype = len(lefts), lefts[0].shape[1], _sums_dtype(lefts[0])
+    lefts = [left.reshape(rows * count, -1) for left in lefts]
+    sums_per_column = ref_limbs * spans * rows * count
+    columns = ar.BLOCK * max(
+        1, PRODUCT_BYTES // (ar.BLOCK * max(sums_per_column * dtype.itemsize, _copy(dtype) * terms))
+    )
+    buffer = torch.empty(sums_per_column * min(columns, n), dtype=dtype, device="cpu")
     for first in range(0, n, columns):
         part = refs.values[:, first : first + columns]
         width = part.shape[1]
-        dots = buffer[: ref_limbs * rows * count * width].view(ref_limbs, rows * count, width)
-        for limb in range(ref_limbs):
-            _multiply(left.view(rows * count, dim), part[limb].t(), dots[limb])
+        dots = buffer[: sums_per_column * width].view(ref_limbs, spans, rows * count, width)
+        for limb, span in itertools.product(range(ref_limbs), range(spans)):
+            right = part[limb, :, span * terms : (span + 1) * terms]
+            _multiply(lefts[span], right.t(), dots[limb, span])
         _C.logits(
-            (dots.data_ptr(), count, width, dtype == torch.float64),
+            (dots.data_ptr(), spans, count, width, dtype == torch.float64),
             rows,
             ref_limbs,
             samples.slope.data_ptr(),
@@ -216,15 +225,17 @@ def weights(relative: Tensor, anchors: Tensor, precision: str, statistics: bool)
     capacity = max(1, min(n // SPARSE_SHARE, MAX_SURVIVORS))
     survivors = _Survivors(
         capacity,
-        torch.empty(rows, dtype=torch.int64),
-        torch.empty((rows, capacity), dtype=torch.int32),
-        torch.empty((rows, capacity), dtype=torch.int32),
-        torch.empty((rows, limbs, n), dtype=torch.int8),
-        torch.zeros(1, dtype=torch.int64),
+        torch.empty(rows, dtype=torch.int64, device="cpu"),
+        torch.empty((rows, capacity), dtype=torch.int32, device="cpu"),
+        torch.empty((rows, capacity), dtype=torch.int32, device="cpu"),
+        torch.empty((rows, limbs, n), dtype=torch.int8, device="cpu"),
+        torch.zeros(1, dtype=torch.int64, device="cpu"),
     )
-    total = torch.empty(rows, dtype=torch.int64)
-    peak = torch.empty(rows, dtype=torch.float64)
-    sums = [torch.empty(rows, dtype=torch.int64) for _ in range(4)] if statistics else []
+    total = torch.empty(rows, dtype=torch.int64, device="cpu")
+    peak = torch.empty(rows, dtype=torch.float64, device="cpu")
+    sums = (
+        [torch.empty(rows, dtype=torch.int64, device="cpu") for _ in range(4)] if statistics else []
+    )
     _C.weights(
         relative.data_ptr(),
         anchors.data_ptr(),
@@ -247,7 +258,7 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
     ref_limbs, n, dim = values.shape
     rows = survivors.counts.shape[0]
     threads = torch.get_num_threads()
-    num = torch.empty((rows, ref_limbs, dim), dtype=torch.int64)
+    num = torch.empty((rows, ref_limbs, dim), dtype=torch.int64, device="cpu")
     _C.gather(
         survivors.addresses(), rows, values.data_ptr(), ref_limbs, n, dim, num.data_ptr(), threads
     )
@@ -260,13 +271,14 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
         count = left.shape[1]
         left = left.reshape(dense * count, -1)
         dtype = _sums_dtype(left)
-        width = max(1, PRODUCT_BYTES // (dense * count * dtype.itemsize))
+        held = max(dense * count * dtype.itemsize, _copy(dtype) * left.shape[1])
+        width = max(1, PRODUCT_BYTES // held)
         for limb, j in itertools.product(range(ref_limbs), range(0, dim, width)):
             right = values[limb, first : first + terms, j : j + width]
-            sums = torch.empty((dense * count, right.shape[1]), dtype=dtype)
+            sums = torch.empty((dense * count, right.shape[1]), dtype=dtype, device="cpu")
             _multiply(left, right, sums)
             _C.add_dense(
-                (sums.data_ptr(), count, right.shape[1], dtype == torch.float64),
+                (sums.data_ptr(), 1, count, right.shape[1], dtype == torch.float64),
                 survivors.addresses(),
                 rows,
                 ref_limbs,

@@ -96,9 +96,9 @@ def parse(target: Parameterization) -> tuple[str, tuple[float | Tensor, ...]]:
     Raises:
         ValueError: target is not one of KINDS, Velocity or EDM
     """
-    if target == "velocity":
+    if isinstance(target, str) and target == "velocity":
         target = Velocity()
-    elif target == "edm":
+    elif isinstance(target, str) and target == "edm":
         target = EDM()
     if isinstance(target, Velocity):
         return "velocity", (target.alpha_dot, target.sigma_dot)
@@ -107,7 +107,8 @@ def parse(target: Parameterization) -> tuple[str, tuple[float | Tensor, ...]]:
     if isinstance(target, str) and target in KINDS:
         return target, ()
     names = ", ".join(map(repr, KINDS))
-    raise ValueError(f"target must be one of {names}, a Velocity or an EDM, got {target!r}")
+    got = "a tensor" if isinstance(target, Tensor) else repr(target)
+    raise ValueError(f"target must be one of {names}, a Velocity or an EDM, got {got}")
 
 
 def coefficients(kind: str, sigma: Tensor, alpha: Tensor, parameters: list[Tensor]) -> Coefficients:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from functools import cached_property
 
 import torch
@@ -139,10 +140,16 @@ class References:
         """The labels that occur, sorted int64."""
         return torch.empty(0) if self.labels is None else torch.unique(self.labels)
 
+    def log_weights(self, more: Tensor | None) -> Tensor | None:
+        """The set's log_weight and `more` together, float64 [n] or None."""
+        if self.log_weight is None or more is None:
+            return self.log_weight if more is None else more
+        return self.log_weight + more
+
     def prepared(self, log_weight: Tensor | None = None, *, by_label: bool = False) -> Prepared:
         """What the stages take; `log_weight` [n] is added to the set's own."""
-        weights = [w for w in (self.log_weight, log_weight) if w is not None]
-        bias = ar.LOG2E * sum(weights[1:], weights[0]) if weights else None
+        total = self.log_weights(log_weight)
+        bias = None if total is None else ar.LOG2E * total
         labels = self.labels if by_label else None
         return Prepared(self._values, self._norms, self._affine, bias, labels)
 
@@ -168,6 +175,13 @@ class References:
 
     def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in vars(self).items() if k not in ("_columns", "_made")}
+
+    def logits_are_finite(self, x: Tensor, sigma: Tensor, alpha: Tensor) -> Tensor:
+        """Whether stage 2 cannot overflow, bool [B], for samples [B, d] and float64 [B]."""
+        slope, curvature = ar.logit_coefficients(sigma, alpha, self._affine[0])
+        largest = x.abs().amax(1).double() * x.shape[1] * float(ar.limit(self.limbs))
+        finite = torch.isfinite(slope * largest)
+        return finite & torch.isfinite(curvature * self._norms.abs().amax())
 
     def subset(self, index: Tensor) -> References:
         """The references at `index`, in its order: a gather of what is prepared.
@@ -251,8 +265,15 @@ def check_data(name: str, data: Tensor) -> None:
     if data.dtype != torch.uint8 and data.dtype not in FLOAT_DTYPES:
         names = ", ".join(str(t).removeprefix("torch.") for t in (torch.uint8, *FLOAT_DTYPES))
         raise TypeError(f"{name} must be one of {names}, got {describe(data)}")
+    check_layout(name, data)
     if data.dim() < 2 or data.shape[0] == 0 or data[0].numel() == 0:
         raise ValueError(f"{name} must be [n, *shape] with n >= 1, got {describe(data)}")
+
+
+def check_layout(name: str, tensor: Tensor) -> None:
+    """Raises unless `tensor` is an ordinary dense one."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
 
 
 def check_log_weight(log_weight: Tensor, n: int, device: torch.device) -> Tensor:
@@ -265,11 +286,17 @@ def check_log_weight(log_weight: Tensor, n: int, device: torch.device) -> Tensor
 
 
 def _limbs(limbs: int | None) -> int:
-    if limbs is None:
-        return ar.MAX_LIMBS
-    if not isinstance(limbs, int) or limbs not in range(1, ar.MAX_LIMBS + 1):
-        raise ValueError(f"limbs must be 1 to {ar.MAX_LIMBS}, got {limbs!r}")
-    return limbs
+    return ar.MAX_LIMBS if limbs is None else _count("limbs", limbs, 1, ar.MAX_LIMBS)
+
+
+def _count(name: str, value: int, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if isinstance(value, bool) or not low <= number <= high:
+        raise ValueError(f"{name} must be {low} to {high}, got {value!r}")
+    return number
 
 
 def _value_range(
@@ -284,17 +311,13 @@ def _value_range(
     except (TypeError, ValueError) as error:
         message = f"value_range must be two numbers (lo, hi), got {value_range!r}"
         raise type(error)(message) from None
-    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+    if not (math.isfinite(lo) and 0 < (hi - lo) / 255 < math.inf):
         raise ValueError(f"value_range must be finite with lo < hi, got {value_range}")
     return lo, hi
 
 
 def _levels(levels: int | None) -> int:
-    if levels is None:
-        return 256
-    if not isinstance(levels, int) or levels not in range(2, 257):
-        raise ValueError(f"levels must be 2 to 256, got {levels!r}")
-    return levels
+    return 256 if levels is None else _count("levels", levels, 2, 256)
 
 
 def _grid_values(flat: Tensor, lo: float, hi: float, levels: int) -> Tensor:
@@ -302,7 +325,7 @@ def _grid_values(flat: Tensor, lo: float, hi: float, levels: int) -> Tensor:
     if flat.dtype == torch.uint8:
         if levels < 256 and int(flat.max()) >= levels:
             raise ValueError(f"data must be below levels={levels}, got {int(flat.max())}")
-        return (flat ^ 0x80).view(torch.int8)[None]
+        return (flat.contiguous() ^ 0x80).view(torch.int8)[None]
     values = torch.empty(flat.shape, dtype=torch.int8, device=flat.device)
     span = (levels - 1) / (hi - lo)
     # A level stored in this dtype is off by its rounding, twice; a third of a step still names it.

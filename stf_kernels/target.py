@@ -15,6 +15,7 @@ from .references import (
     INTEGERS,
     References,
     check_data,
+    check_layout,
     check_log_weight,
     describe,
     readable,
@@ -143,20 +144,27 @@ def validate(
         i = _first(~torch.isfinite(alpha))
         raise ValueError(f"alpha[{i}] must be finite, got {alpha[i]:g}")
 
+    bad = ~refs.logits_are_finite(x_t.flatten(1), sigma, alpha)
+    if bool(bad.any()):
+        raise ValueError(
+            f"sigma[{_first(bad)}] must be large enough for the logits to be finite in float64, "
+            f"got {sigma[_first(bad)]:g} with alpha {alpha[_first(bad)]:g}"
+        )
+
     labels = _labels(labels, refs, x_t)
     if labels is not None:
         _check_classes(labels, refs)
     if log_weight is not None:
         log_weight = check_log_weight(log_weight, len(refs), x_t.device)
-    bias = refs.prepared(log_weight).bias
-    if bias is None:
+    weight = refs.log_weights(log_weight)
+    if weight is None:
         return
-    bad = torch.isnan(bias) | (bias == torch.inf)
+    bad = torch.isnan(weight) | (weight == torch.inf)
     if bool(bad.any()):
         raise ValueError(
-            f"log_weight[{_first(bad)}] must be finite or -inf, got {bias[_first(bad)]:g}"
+            f"log_weight[{_first(bad)}] must be finite or -inf, got {weight[_first(bad)]:g}"
         )
-    counted = bias > -torch.inf
+    counted = weight > -torch.inf
     if not bool(counted.any()):
         raise ValueError("log_weight must leave at least one reference, got -inf for all")
     if labels is not None and refs.labels is not None and rows:
@@ -226,6 +234,7 @@ def _check_samples(x_t: Tensor) -> None:
     if x_t.dtype not in FLOAT_DTYPES:
         names = ", ".join(str(t).removeprefix("torch.") for t in FLOAT_DTYPES)
         raise TypeError(f"x_t must be one of {names}, got {describe(x_t)}")
+    check_layout("x_t", x_t)
     if x_t.dim() < 2:
         raise ValueError(f"x_t must be [B, *shape], got {list(x_t.shape)}")
 
@@ -255,7 +264,11 @@ def _per_row(name: str, value: Tensor | float, x_t: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name} must be a number or a tensor, got {describe(value)}")
-        return torch.full((rows,), float(value), dtype=torch.float64, device=x_t.device)
+        try:
+            number = float(value)
+        except OverflowError:
+            raise ValueError(f"{name} must fit a float, got {str(value)[:20]}...") from None
+        return torch.full((rows,), number, dtype=torch.float64, device=x_t.device)
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must be real, got {describe(value)}")
     if value.dim() and value.device != x_t.device:

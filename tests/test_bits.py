@@ -222,7 +222,17 @@ def test_sums_longer_than_int32_holds_are_split(monkeypatch):
     u = torch.full((2, 140_000), 255, dtype=torch.uint8)
     u[1, ::3] = 0
     x = torch.ones(2, 140_000)
+    seen = set()
+    multiply = cpu._multiply
+
+    def watched(left, right, out):
+        seen.add((left.dtype, left.shape[1]))
+        multiply(left, right, out)
+
+    monkeypatch.setattr(cpu, "_multiply", watched)
     assert_backends_agree(x, References(u, value_range=(-1, 1)), torch.tensor([1.0, 1e4]))
+    if cpu.has_int8_products():
+        assert (torch.int8, 70_000) in seen
     many = torch.full((140_000, 2), 255, dtype=torch.uint8)
     refs = References(many, value_range=(-1, 1))
     out = stable_target(torch.zeros(2, 2), refs, 1e3, target="denoised", backend="cpu")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from stf_kernels import References, stable_target, stable_target_with_stats
+from stf_kernels import References, stable_target, stable_target_with_stats, validate
 
 
 def assert_same_targets(one: References | Tensor, other: References | Tensor, **options) -> None:
@@ -286,3 +286,41 @@ def test_all_zeros_are_references_like_any_other(precision, backend):
         target, stats = stable_target_with_stats(x, refs, 2.0, precision=precision, backend=backend)
         assert torch.equal(target, -x / 4)
         assert float(stats.ess) == pytest.approx(5.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("order", [(3, 0, 1, 2), (3, 2, 1, 0)])
+def test_bytes_stored_with_the_images_last_mean_what_they_show(order):
+    data = torch.randint(0, 256, (3, 8, 8, 40), dtype=torch.uint8).permute(order)
+    refs = References(data, value_range=(-1, 1))
+    plain = References(data.contiguous(), value_range=(-1, 1))
+    x = plain.decode()[:5] + 0.5 * torch.randn(5, *plain.shape)
+    assert torch.equal(refs.decode(), plain.decode())
+    assert torch.equal(stable_target(x, refs, 0.5), stable_target(x, plain, 0.5))
+
+
+def test_another_default_device_changes_nothing_on_the_cpu():
+    data = torch.randint(0, 256, (30, 8), dtype=torch.uint8)
+    x = torch.randn(3, 8)
+    expected = stable_target(x, References(data, value_range=(-1, 1)), 0.5)
+    torch.set_default_device("meta")
+    try:
+        out = stable_target(x, References(data, value_range=(-1, 1)), 0.5)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("value_range", [(-1e308, 1e308), (0.0, 5e-324)])
+def test_a_value_range_without_a_finite_step_is_refused(value_range):
+    data = torch.randint(0, 256, (30, 8), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="value_range must be finite with lo < hi"):
+        References(data, value_range=value_range)
+
+
+@pytest.mark.parametrize(("sigma", "alpha"), [(1e-154, 1.0), (1e-3, 1e155), (1e20, 1e300)])
+def test_validation_sees_logits_that_overflow(sigma, alpha):
+    refs = References(torch.randint(0, 256, (30, 8), dtype=torch.uint8), value_range=(-1, 1))
+    x = torch.randn(3, 8)
+    assert stable_target(x, refs, sigma, alpha=alpha).isnan().all()
+    with pytest.raises(ValueError, match=r"sigma\[0\] must be "):
+        validate(x, refs, sigma, alpha=alpha)
