@@ -182,7 +182,7 @@ def logits(samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]:
     ref_limbs, n, dim = refs.values.shape
     rows = samples.q.shape[0]
     relative = torch.empty((rows, n), dtype=torch.float32, device="cpu")
-    anchors = torch.empty((rows, -(-n // ar.BLOCK)), dtype=torch.float64)
+    anchors = torch.empty((rows, -(-n // ar.BLOCK)), dtype=torch.float64, device="cpu")
     terms = -(-dim // -(-dim // ar.MAX_INT32_TERMS))  # of a span of a sum too long for int32
     lefts = [_factor(q) for q in samples.q.split(terms, 2)]
     spans, count, dtype = len(lefts), lefts[0].shape[1], _sums_dtype(lefts[0])
