@@ -10,7 +10,7 @@ from torch import Tensor
 from . import arithmetic as ar
 from .pipeline import digits_of_norms
 from .stages import Prepared, Sums
-from .torch_backend import quantize
+from .torch_backend import quantize, split_halves, sum_of_squares, to_double
 
 
 class TargetStats(NamedTuple):
@@ -45,10 +45,7 @@ def from_sums(
     lse = ar.LN2 * (sums.peak + torch.log2(kept + lost)) - distance / (2 * sigma * sigma)
     entropy = ar.LN2 * (torch.log2(kept) + sums.bits.double() * 2.0**-ar.ENTROPY_SHIFT / total)
     ess = total * total / (sums.square.double() * 2.0**ar.SQUARE_SHIFT)
-    norm = torch.zeros_like(total)
-    for digit in range(ar.NORM_LIMBS - 1, -1, -1):
-        norm = norm * float(ar.LIMB_RADIX) + sums.norm[:, digit].double()
-    norm = norm * digits_of_norms(refs.norms)[1] / total
+    norm = to_double(sums.norm) * digits_of_norms(refs.norms)[1] / total
     return TargetStats(
         lse,
         ess,
@@ -69,10 +66,7 @@ def squared_distance(x: Tensor, offset: Tensor, precision: str) -> Tensor:
         precision: which digits q has
     """
     q, step = quantize(x, ar.LIMBS[precision])
-    low = ((q + 2**15) & (2**16 - 1)) - 2**15
-    high = (q - low) >> 16
-    upper = (high * high).sum(1).double() * 2.0**32 + (high * low).sum(1).double() * 2.0**17
-    square = upper + (low * low).sum(1).double()
+    square = sum_of_squares(*split_halves(q))
     linear = q.sum(1).double()
     mean = offset / step
     return step * step * (square - 2 * mean * linear + x.shape[1] * (mean * mean))

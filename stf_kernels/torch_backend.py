@@ -48,8 +48,6 @@ def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
 def norms(values: Tensor, twice_offset: float) -> Tensor:
     """N_k = sum_j v_kj^2 + 2 (b/a) sum_j v_kj in float64 [n].
 
-    With v = 2^16 h + l, 16 bits each, the three sums h.h, h.l and l.l are exact in int64.
-
     Args:
         values: int8 [R, n, d]
         twice_offset: 2 b / a
@@ -57,14 +55,10 @@ def norms(values: Tensor, twice_offset: float) -> Tensor:
     out = torch.empty(values.shape[1], dtype=torch.float64, device=values.device)
     for part in _parts(*values.shape[1:]):
         halves = [join_limbs(half) for half in values[:, part].split(2)]
-        low = halves[0]
-        square = (low * low).sum(1).double()
-        total = low.sum(1).double()
+        square = sum_of_squares(*halves)
+        total = halves[0].sum(1).double()
         if len(halves) == 2:
-            high = halves[1]
-            upper = (high * high).sum(1).double() * 2.0**32
-            square = (upper + (high * low).sum(1).double() * 2.0**17) + square
-            total = high.sum(1).double() * 2.0**16 + total
+            total = halves[1].sum(1).double() * 2.0**16 + total
         out[part] = square + twice_offset * total
     return out
 
@@ -88,14 +82,28 @@ def join_limbs(digits: Tensor) -> Tensor:
     return out
 
 
+def split_halves(q: Tensor) -> tuple[Tensor, Tensor]:
+    """l and h of int64 q = 2^16 h + l, |q| < 2^31: 16 bits each, balanced."""
+    low = ((q + 2**15) & (2**16 - 1)) - 2**15
+    return low, (q - low) >> 16
+
+
+def sum_of_squares(low: Tensor, high: Tensor | None = None) -> Tensor:
+    """sum_j (2^16 h_ij + l_ij)^2 in float64 [m], from three sums that are exact in int64."""
+    square = (low * low).sum(1).double()
+    if high is None:
+        return square
+    upper = (high * high).sum(1).double() * 2.0**32
+    return (upper + (high * low).sum(1).double() * 2.0**17) + square
+
+
 def exact_product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b for int64 a [m, k], |a| < 2^31, and int8 b [k, n]: exact int64 [m, n].
 
     float64 adds integers exactly, in any order, below 2^53: a 16-bit half of a times an int8
     stays below 2^22, so up to 2^31 terms are safe.
     """
-    low = ((a + 2**15) & (2**16 - 1)) - 2**15
-    high = (a - low) >> 16
+    low, high = split_halves(a)
     b = b.double()
     return (high.double() @ b).to(torch.int64) * 2**16 + (low.double() @ b).to(torch.int64)
 
