@@ -35,6 +35,24 @@ EXP2_COEFFICIENTS = tuple(
     )
 )
 
+# log2(1 + f) / t as a polynomial in t^2, t = f / (2 + f), for 1 + f in [sqrt(1/2), sqrt(2)],
+# ascending powers: Chebyshev interpolation, relative error 1.5e-17.
+LOG2_COEFFICIENTS = tuple(
+    float.fromhex(c)
+    for c in (
+        "0x1.71547652b82fep+1",
+        "0x1.ec709dc3a047dp-1",
+        "0x1.2776c50ee39dcp-1",
+        "0x1.a61762d693934p-2",
+        "0x1.484afb7a67652p-2",
+        "0x1.0ca160627dbfcp-2",
+        "0x1.c46e1440404d7p-3",
+        "0x1.b592d3c48c41cp-3",
+    )
+)
+SQRT_HALF_WORD = 0x3FE6A09E667F3BCD  # the bits of the float64 nearest to sqrt(1/2)
+ONE_WORD = 0x3FF0000000000000
+
 # Below 2^-EXP2_FLOOR of its row's largest a weight is zero in every precision.
 EXP2_FLOOR = 63
 
@@ -77,14 +95,40 @@ def split_limbs(q: Tensor, limbs: int) -> list[Tensor]:
     return digits
 
 
-def logit_coefficients(sigma: Tensor, alpha: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """A_i and C_i with l_ik = (A_i step_i) dot_ik - C_i N_k; NaN where sigma is not positive.
+def log2_1p(u: Tensor) -> Tensor:
+    """log2(1 + u) in float64 for u >= 0: k + t P(t^2) with 1 + u = 2^k (1 + f), t = f / (2 + f).
+
+    The relative error is a few 2^-53 at every u; NaN for NaN and for infinity.
+    """
+    word = (1.0 + u).view(torch.int64)
+    k = ((word + (ONE_WORD - SQRT_HALF_WORD)) >> 52) - 1023
+    f = (u - (power_of_two(k) - 1.0)) * power_of_two(-k)
+    t = f / (2.0 + f)
+    z = t * t
+    p = torch.full_like(z, LOG2_COEFFICIENTS[-1])
+    for c in LOG2_COEFFICIENTS[-2::-1]:
+        p = p * z
+        p = p + c
+    return k.double() + t * p
+
+
+def logit_coefficients(
+    sigma: Tensor, alpha: Tensor, scale: Tensor, D: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A_i and C_i of (A_i step_i) dot_ik - C_i N_k; NaN where sigma (or D) is not positive.
+
+    For Gaussian noise that is the logit in log2 units; for Student-t noise it is what the
+    reference takes off ||x - alpha b||^2 / (sigma^2 D).
 
     Args:
         sigma, alpha: float64 [B]
         scale: a, the references' step, float64 []
+        D: of Student-t noise, float64 [B]; None for Gaussian noise
     """
     sigma = torch.where(sigma > 0, sigma, torch.nan)
     variance = sigma * sigma
     slope = alpha * scale
-    return LOG2E * slope / variance, 0.5 * LOG2E * slope * slope / variance
+    if D is None:
+        return LOG2E * slope / variance, 0.5 * LOG2E * slope * slope / variance
+    spread = variance * torch.where(D > 0, D, torch.nan)
+    return 2.0 * slope / spread, slope * slope / spread

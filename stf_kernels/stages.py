@@ -24,11 +24,13 @@ class Samples(NamedTuple):
 
     x: Tensor  # [B, d] float32 or float64
     q: Tensor  # the backend's digits of rint(x / step), rows first
-    slope: Tensor  # [B] float64: log2(e) alpha a step / sigma^2
-    curvature: Tensor  # [B] float64: log2(e) (alpha a)^2 / (2 sigma^2)
+    slope: Tensor  # [B] float64: A step, with A and C of arithmetic.logit_coefficients
+    curvature: Tensor  # [B] float64: C
     c_D: Tensor  # [B] float64: target = c_D D + c_x x
     c_x: Tensor  # [B] float64
     labels: Tensor | None  # [B] int64; -1 sees every reference
+    student: tuple[Tensor, Tensor] | None = None  # [B] float64 each, for Student-t noise:
+    # ||x - alpha b||^2 / (sigma^2 D) and (d + D) / 2
 
 
 class Weights(NamedTuple):
@@ -36,27 +38,35 @@ class Weights(NamedTuple):
 
     weight: Any  # P_ik, in the backend's form
     total: Tensor  # [B] int64: sum P
-    peak: Tensor  # [B] float64: the largest logit, log2 units
     square: Tensor | None = None  # [B] int64: sum rint(P^2 / 2^24)
     bits: Tensor | None = None  # [B] int64: sum rint(-2^10 P e)
     lost: Tensor | None = None  # [B] int64: sum rint(2^62 p) over P = 0
-    argmax: Tensor | None = None  # [B] int64, -1 for a NaN row
+    argmax: Tensor | None = None  # [B] int64: the first with e = 0, -1 if there is none
 
 
 class Stages(Protocol):
     """The functions a backend module offers; torch_backend.py documents each."""
 
     NAME: str
+    MAX_ROWS: int  # samples in one block of rows
+    BLOCK_BYTES: int  # what one block is best to hold, where that does not cut the references
 
     def unavailable(self, device: torch.device) -> str | None: ...
-    def rows_per_block(self, refs: Prepared, limbs: int) -> int: ...
+    def workspace(self, rows: int, n: int, dim: int, ref_limbs: int, limbs: int) -> int: ...
     def prepare(self, data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]: ...
     def norms(self, values: Tensor, twice_offset: float) -> Tensor: ...
     def transpose(self, values: Tensor) -> Tensor | None: ...
     def quantize(self, x: Tensor, limbs: int) -> tuple[Tensor, Tensor]: ...
-    def logits(self, samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]: ...
+    def logits(
+        self, samples: Samples, refs: Prepared, floor: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
     def weights(
-        self, relative: Tensor, anchors: Tensor, precision: str, statistics: bool
+        self,
+        relative: Tensor,
+        anchors: Tensor,
+        peak: Tensor,
+        precision: str,
+        statistics: bool,
     ) -> Weights: ...
     def weighted_sum(
         self, weights: Weights, values: Tensor, columns: Tensor | None = None

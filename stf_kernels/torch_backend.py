@@ -15,7 +15,8 @@ from .stages import Prepared, Samples, Weights
 
 NAME = "torch"
 PREPARE_ELEMENTS = 1 << 22  # references fixed at a time: int64 and float64 copies stay under 256 MB
-BLOCK_ELEMENTS = 1 << 22  # logits held at a time, in several float64 and int64 copies
+MAX_ROWS = 1 << 16
+BLOCK_BYTES = 256 << 20
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -23,10 +24,10 @@ def unavailable(device: torch.device) -> str | None:
     return "MPS has no float64" if device.type == "mps" else None
 
 
-def rows_per_block(refs: Prepared, limbs: int) -> int:
-    """How many samples go through the stages together; no bit depends on it."""
-    _, n, dim = refs.values.shape
-    return max(1, BLOCK_ELEMENTS // max(n, dim))
+def workspace(rows: int, n: int, dim: int, ref_limbs: int, limbs: int) -> int:
+    """Bytes the stages allocate at most for `rows` samples with `n` references."""
+    logit, value, reference = 96 + 8 * ref_limbs, 64 + 24 * ref_limbs, 16 * dim
+    return rows * (logit * n + value * dim) + reference * n
 
 
 def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,10 +127,22 @@ def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
     return q, torch.where(finite, ar.power_of_two(exponent), torch.nan)
 
 
-def logits(samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]:
-    """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)], in log2 units."""
+def logits(
+    samples: Samples, refs: Prepared, floor: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)], in log2 units.
+
+    Args:
+        floor: a lower bound of the row's largest logit over all references, float64 [B]: a backend
+            may leave a block out, as one of anchor -inf, if no logit in it comes within
+            EXP2_FLOOR + 1 of `floor`. No bit of a target depends on it.
+    """
     dot = to_double(torch.stack([exact_product(samples.q, v.T) for v in refs.values], 1))
     logit = samples.slope[:, None] * dot - samples.curvature[:, None] * refs.norms
+    if samples.student is not None:
+        offset, exponent = samples.student
+        u = offset[:, None] - logit
+        logit = -exponent[:, None] * ar.log2_1p(torch.where(u < 0, 0.0, u))
     if refs.bias is not None:
         logit = logit + refs.bias
     if samples.labels is not None:
@@ -145,9 +158,15 @@ def logits(samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]:
     return relative.view(rows, -1)[:, :n], anchors
 
 
-def weights(relative: Tensor, anchors: Tensor, precision: str, statistics: bool) -> Weights:
-    """Stage 3: integer weights P [B, n] = rint(2^e S) and their sum; the statistics' sums."""
-    peak = anchors.amax(1)
+def weights(
+    relative: Tensor, anchors: Tensor, peak: Tensor, precision: str, statistics: bool
+) -> Weights:
+    """Stage 3: integer weights P [B, n] = rint(2^e S) and their sum; the statistics' sums.
+
+    Args:
+        relative, anchors: as `logits` returns them
+        peak: the largest logit of the row over all references, float64 [B]
+    """
     shift = (anchors - peak[:, None]).repeat_interleave(ar.BLOCK, 1)[:, : relative.shape[1]]
     e = relative.double() + shift
     alive = (e >= -ar.EXP2_FLOOR) & torch.isfinite(peak)[:, None]
@@ -162,16 +181,13 @@ def weights(relative: Tensor, anchors: Tensor, precision: str, statistics: bool)
     weight = torch.round(p * float(ar.limit(ar.LIMBS[precision])))
     total = weight.to(torch.int64).sum(1)
     if not statistics:
-        return Weights(weight.to(torch.int64), total, peak)
+        return Weights(weight.to(torch.int64), total)
     square = torch.round(weight * weight * 2.0**-ar.SQUARE_SHIFT).to(torch.int64).sum(1)
     bits = torch.round(weight * -e * 2.0**ar.ENTROPY_SHIFT).to(torch.int64).sum(1)
     lost = torch.where(weight == 0, torch.round(p * 2.0**ar.LOST_SHIFT), 0.0)
-    index = torch.arange(e.shape[1], device=e.device)
-    first = torch.where(alive & (e == 0), index, e.shape[1]).amin(1)
-    argmax = torch.where(total > 0, first, -1)
-    return Weights(
-        weight.to(torch.int64), total, peak, square, bits, lost.to(torch.int64).sum(1), argmax
-    )
+    largest = alive & (e == 0)
+    argmax = torch.where(largest.any(1), largest.int().argmax(1), -1)
+    return Weights(weight.to(torch.int64), total, square, bits, lost.to(torch.int64).sum(1), argmax)
 
 
 def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None) -> Tensor:
