@@ -91,12 +91,12 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("weights",
         [](Address relative, Address anchors, int64_t rows, int64_t n, int limbs, double scale,
-           Address total, Address peak, py::tuple lists, py::tuple sums, int threads) {
+           Address peak, Address total, py::tuple lists, py::tuple sums, int threads) {
           const auto into = survivors(lists);
           const auto stats = statistics(sums);
           py::gil_scoped_release unlocked;
           cpu.weights(at<const float>(relative), at<const double>(anchors), rows, n, limbs, scale,
-                      at<int64_t>(total), at<double>(peak), into, stats, threads);
+                      at<const double>(peak), at<int64_t>(total), into, stats, threads);
         });
 
   m.def("gather", [](py::tuple lists, int64_t rows, Address values, int64_t ref_limbs, int64_t n,

@@ -257,18 +257,10 @@ void add_statistics(const double* e, const double* p, const double* weight, int6
 }
 
 void weights(const float* relative, const double* anchors, int64_t rows, int64_t n, int limbs,
-             double scale, int64_t* total, double* peak, Survivors survivors, Statistics statistics,
-             int threads) {
+             double scale, const double* peak, int64_t* total, Survivors survivors,
+             Statistics statistics, int threads) {
   const int64_t blocks = ceil_div(n, kBlock);
   parallel_for(rows, threads, [=](int64_t i) {
-    const double* row_anchors = anchors + i * blocks;
-    double top = -kInfinity;
-    bool ordered = true;
-    for (int64_t b = 0; b < blocks; ++b) {
-      top = row_anchors[b] > top ? row_anchors[b] : top;
-      ordered &= row_anchors[b] == row_anchors[b];
-    }
-    peak[i] = ordered ? top : kNaN;
     total[i] = survivors.count[i] = 0;
     if (statistics.argmax) {
       statistics.square[i] = statistics.bits[i] = statistics.lost[i] = 0;
@@ -277,7 +269,7 @@ void weights(const float* relative, const double* anchors, int64_t rows, int64_t
     if (!(peak[i] - peak[i] == 0)) return;  // not finite: a NaN row
 
     const double floor = statistics.argmax ? kExp2Floor : kSurvives;
-    const Row row{relative + i * n, row_anchors, n, peak[i], scale, floor};
+    const Row row{relative + i * n, anchors + i * blocks, n, peak[i], scale, floor};
     const bool dense = row.candidates() > survivors.capacity;
     const int64_t slot = dense ? __atomic_fetch_add(survivors.slots, 1, __ATOMIC_RELAXED) : 0;
     int8_t* digits = survivors.digits + slot * limbs * n;

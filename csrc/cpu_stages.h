@@ -59,11 +59,11 @@ struct CpuStages {
                  const int64_t* labels, const int64_t* ref_labels, int64_t first, int64_t n,
                  float* relative, double* anchors, int threads);
 
-  // Input   relative [rows, n], anchors [rows, ceil(n / 128)]
-  // Output  total and peak [rows], survivors, statistics
-  // Math    P = rint(2^(r + (m - M)) scale), M = max m
+  // Input   relative [rows, n], anchors [rows, ceil(n / 128)], peak M [rows]
+  // Output  total [rows], survivors, statistics
+  // Math    P = rint(2^(r + (m - M)) scale)
   void (*weights)(const float* relative, const double* anchors, int64_t rows, int64_t n, int limbs,
-                  double scale, int64_t* total, double* peak, Survivors survivors,
+                  double scale, const double* peak, int64_t* total, Survivors survivors,
                   Statistics statistics, int threads);
 
   // Input   the survivor lists, values [R, n, d]

@@ -31,8 +31,9 @@ except ImportError as error:
 SPARSE_SHARE = 10
 MAX_SURVIVORS = 1 << 15  # so that float64 sums of P v, below 2^38 each, are exact
 MAX_ROWS = 256
-ROW_BYTES = 32 << 20  # of a block of rows, everything but the limb products
-PRODUCT_BYTES = 8 << 20  # of the limb products held at a time
+PRODUCT_BYTES = 8 << 20  # of the limb products held at a time, and of a float64 copy of one side
+ROW_SUMS = 64  # bytes of a row's step, total, count and statistics
+BLOCK_BYTES = (32 << 20) + 2 * PRODUCT_BYTES
 
 
 class _Survivors(NamedTuple):
@@ -73,11 +74,19 @@ def has_int8_products() -> bool:
         return False
 
 
-def rows_per_block(refs: Prepared, limbs: int) -> int:
-    """How many samples go through the stages together; no bit depends on it."""
-    ref_limbs, n, dim = refs.values.shape
-    row = (4 + limbs) * n + 8 * (n // SPARSE_SHARE) + (5 * limbs + 8 * ref_limbs) * dim
-    return max(1, min(MAX_ROWS, ROW_BYTES // row))
+def workspace(rows: int, n: int, dim: int, ref_limbs: int, limbs: int) -> int:
+    """Bytes the stages allocate at most for `rows` samples with `n` references."""
+    wide = not (has_int8_products() and dim > 1)
+    blocks, spans = -(-n // ar.BLOCK), -(-dim // ar.MAX_INT32_TERMS)
+    lists = 8 * max(1, min(n // SPARSE_SHARE, MAX_SURVIVORS))
+    row = (limbs + 8 * ref_limbs) * dim + (4 + limbs) * n + 8 * blocks + lists + ROW_SUMS
+    if wide:
+        row += 16 * max(dim, n)  # the digits in pairs
+    elif max(dim, n) > ar.MAX_INT32_TERMS:
+        row += limbs * max(dim, n)  # the digits cut into spans
+    sums = 8 * ref_limbs * spans * rows * limbs
+    copy = 8 * min(dim, ar.MAX_INT32_TERMS) if wide else 0
+    return rows * row + 2 * max(PRODUCT_BYTES, ar.BLOCK * max(sums, copy))
 
 
 def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,7 +186,7 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def logits(samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]:
+def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)]."""
     ref_limbs, n, dim = refs.values.shape
     rows = samples.q.shape[0]
@@ -218,7 +227,9 @@ def logits(samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]:
     return relative, anchors
 
 
-def weights(relative: Tensor, anchors: Tensor, precision: str, statistics: bool) -> Weights:
+def weights(
+    relative: Tensor, anchors: Tensor, peak: Tensor, precision: str, statistics: bool
+) -> Weights:
     """Stage 3: integer weights P = rint(2^e scale) of the survivors, and their sums."""
     rows, n = relative.shape
     limbs = ar.LIMBS[precision]
@@ -232,7 +243,6 @@ def weights(relative: Tensor, anchors: Tensor, precision: str, statistics: bool)
         torch.zeros(1, dtype=torch.int64, device="cpu"),
     )
     total = torch.empty(rows, dtype=torch.int64, device="cpu")
-    peak = torch.empty(rows, dtype=torch.float64, device="cpu")
     sums = (
         [torch.empty(rows, dtype=torch.int64, device="cpu") for _ in range(4)] if statistics else []
     )
@@ -243,13 +253,13 @@ def weights(relative: Tensor, anchors: Tensor, precision: str, statistics: bool)
         n,
         limbs,
         float(ar.limit(limbs)),
-        total.data_ptr(),
         peak.data_ptr(),
+        total.data_ptr(),
         survivors.addresses(),
         tuple(t.data_ptr() for t in sums) or (0, 0, 0, 0),
         torch.get_num_threads(),
     )
-    return Weights(survivors, total, peak, *sums)
+    return Weights(survivors, total, *sums)
 
 
 def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None) -> Tensor:
