@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import pipeline, statistics
+from . import handles, pipeline
 from .backends import resolve
-from .stages import Prepared
+from .parameterization import coefficients
+from .pipeline import ReferenceSet
+from .ranks import Alone
+from .stages import Queries
+from .statistics import TargetStats
+from .storage import Resident
 
 
 @torch.library.custom_op("stf_kernels::prepare", mutates_args=())
@@ -32,36 +37,45 @@ def stable_target(
     x: Tensor,
     sigma: Tensor,
     alpha: Tensor,
-    values: Tensor,
+    D: Tensor | None,
+    labels: Tensor | None,
+    values: Tensor | None,
+    stored: int,
     norms: Tensor,
     affine: Tensor,
     bias: Tensor | None,
-    columns: Tensor | None,
-    labels: Tensor | None,
     ref_labels: Tensor | None,
+    columns: Tensor | None,
+    shard: list[int],
+    group: int,
     kind: str,
     parameters: list[Tensor],
     precision: str,
     backend: str,
+    workspace: int,
     with_stats: bool,
 ) -> list[Tensor]:
-    """Targets [B, d], followed by the seven statistics [B] if asked for."""
-    if x.shape[0] == 0:
+    """Targets [B, d], followed by the seven statistics [B] if asked for.
+
+    The references' values are a tensor, or stored elsewhere under a number of `handles.STORED`;
+    `shard` is where they begin in the whole set and how many that has; `group` is a number of
+    `handles.GROUPS`, 0 for a process alone.
+    """
+    if x.shape[0] == 0 and not group:
         return _outputs(x, with_stats)
-    refs = Prepared(values, norms, affine, bias, ref_labels, columns)
+    c_D, c_x = coefficients(kind, sigma, alpha, parameters)
+    queries = Queries(x, sigma, alpha, D, labels, c_D, c_x)
+    source = handles.STORED[stored] if values is None else Resident(values)
+    refs = ReferenceSet(source, norms, affine, bias, ref_labels, columns, shard[0])
     stages = resolve(backend, x.device)
-    out, sums = pipeline.run(
-        stages, x, sigma, alpha, refs, labels, kind, parameters, precision, with_stats
-    )
-    if sums is None:
-        return [out]
-    return [out, *statistics.from_sums(sums, x, sigma, alpha, refs, precision)]
+    out, stats = pipeline.run(stages, queries, refs, precision, with_stats, workspace, Alone())
+    return [out] if stats is None else [out, *stats]
 
 
 def _outputs(x: Tensor, with_stats: bool) -> list[Tensor]:
     """Tensors of the outputs' shapes and types, not filled."""
     out = [torch.empty_like(x, memory_format=torch.contiguous_format)]
-    for name in statistics.TargetStats._fields if with_stats else ():
+    for name in TargetStats._fields if with_stats else ():
         dtype = torch.int64 if name == "argmax" else torch.float64
         out.append(x.new_empty(x.shape[:1], dtype=dtype))
     return out
@@ -72,17 +86,22 @@ def _(
     x,
     sigma,
     alpha,
+    D,
+    labels,
     values,
+    stored,
     norms,
     affine,
     bias,
-    columns,
-    labels,
     ref_labels,
+    columns,
+    shard,
+    group,
     kind,
     parameters,
     precision,
     backend,
+    workspace,
     with_stats,
 ):
     return _outputs(x, with_stats)

@@ -1,75 +1,239 @@
-"""The walk through the five stages, the same for every backend."""
+"""The walk through the five stages, the same for every backend.
+
+References pass in chunks, twice: a first sweep finds each row's largest logit, a second one makes
+the weights against it and adds up integers. One chunk that holds everything is the common case.
+Cuts are at multiples of 128 references, the block that shares an anchor, so no bit depends on them.
+"""
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import arithmetic as ar
-from .parameterization import coefficients
-from .stages import Prepared, Samples, Stages, Sums
+from .ranks import Ranks
+from .stages import NOWHERE, Prepared, Queries, Samples, Stages, Sums, Weights
+from .statistics import TargetStats, digits_of_norms, from_sums, largest_norm, norms_exponent
+from .storage import Values
+from .torch_backend import squared_distance
+
+FEW_ROWS = 32  # with fewer, reading a reference costs more than multiplying it
+FEW_REFERENCES = 1024  # a chunk of fewer is not worth its overhead
+
+Logits = tuple[Tensor, Tensor]  # what stage 2 returns
+
+
+class ReferenceSet(NamedTuple):
+    """The references, wherever their values are; the rest as in `Prepared`."""
+
+    values: Values
+    norms: Tensor
+    affine: Tensor
+    bias: Tensor | None
+    labels: Tensor | None
+    columns: Tensor | None = None
+    first: int = 0  # of a shard: where it begins in the whole set
+
+    def chunks(self, size: int) -> Iterator[Prepared]:
+        """The references, `size` at a time, a multiple of 128."""
+        start = 0
+        for values in self.values.chunks(size):
+            part = slice(start, start + values.shape[1])
+            bias = None if self.bias is None else self.bias[part]
+            labels = None if self.labels is None else self.labels[part]
+            columns = self.columns if values.shape[1] == len(self.norms) else None
+            yield Prepared(values, self.norms[part], self.affine, bias, labels, columns)
+            start = part.stop
+
+
+class Plan(NamedTuple):
+    """How a call is cut."""
+
+    rows: int  # samples in a block
+    columns: int  # references in a chunk
+    keep: bool  # whether the first sweep's logits wait for the second, or are made again
 
 
 def run(
     stages: Stages,
-    x: Tensor,
-    sigma: Tensor,
-    alpha: Tensor,
-    refs: Prepared,
-    labels: Tensor | None,
-    kind: str,
-    parameters: list[Tensor],
+    queries: Queries,
+    refs: ReferenceSet,
     precision: str,
     statistics: bool,
-) -> tuple[Tensor, Sums | None]:
-    """Targets [B, d] and, if asked for, the integer sums behind the statistics.
+    workspace: int,
+    ranks: Ranks,
+) -> tuple[Tensor, TargetStats | None]:
+    """Targets [B, d] and, if asked for, the statistics of their weights.
 
     Args:
         stages: a backend module
-        x: samples, float32 or float64 [B, d], contiguous
-        sigma, alpha: float64 [B]
-        refs: prepared references
-        labels: int64 [B] or None
-        kind, parameters: the parameterization, as `parameterization.coefficients` takes them
+        queries: the samples, of all ranks
+        refs: the references, or this rank's shard of them
         precision: a key of arithmetic.LIMBS
-        statistics: whether to gather the sums
+        statistics: whether to make them
+        workspace: bytes to stay below
+        ranks: the processes that share the references; the result has this one's rows only
     """
-    rows = x.shape[0]
-    out = torch.empty_like(x)
     limbs = ar.LIMBS[precision]
-    slope, curvature = ar.logit_coefficients(sigma, alpha, refs.affine[0])
-    c_D, c_x = coefficients(kind, sigma, alpha, parameters)
-    norm_digits = digits_of_norms(refs.norms)[0][:, :, None] if statistics else None
-    columns = refs.columns
-    if columns is None:
-        columns = stages.transpose(refs.values)
-    sums = []
-    block = stages.rows_per_block(refs, limbs)
-    for start in range(0, rows, block):
-        part = slice(start, min(start + block, rows))
-        q, step = stages.quantize(x[part], limbs)
-        samples = Samples(
-            x[part],
-            q,
-            slope[part] * step,
-            curvature[part],
-            c_D[part],
-            c_x[part],
-            None if labels is None else labels[part],
+    rows, n = len(queries.x), len(refs.norms)
+    cut = plan(stages, rows, ranks.largest_shard(n), refs.values, limbs, workspace)
+    if refs.columns is None and refs.values.placement == "resident" and 0 < n <= cut.columns:
+        # Once for all blocks of rows.
+        refs = refs._replace(columns=stages.transpose(refs.values.load()))
+    exponent = norms_exponent(ranks.largest(largest_norm(refs.norms))) if statistics else None
+    mine = ranks.rows(rows)
+    out = torch.empty_like(queries.x[mine.start : mine.stop])
+    gathered = []
+    for start in range(0, rows, cut.rows):
+        stop = min(start + cut.rows, rows)
+        samples = quantized(stages, queries, slice(start, stop), refs.affine, limbs)
+        peak, kept = largest_logits(stages, samples, refs.chunks(cut.columns), cut.keep)
+        peak = ranks.largest(peak)
+        num, sums = add_up(stages, samples, refs, cut.columns, kept, peak, precision, exponent)
+        ranks.add([num, *sums.added()])
+        if sums.argmax is not None:
+            ranks.least(sums.argmax)
+        first, last = max(start, mine.start), min(stop, mine.stop)
+        if first < last:
+            own = slice(first - start, last - start)
+            target = out[first - mine.start : last - mine.start]
+            stages.finish(num[own], sums.total[own], refs.affine, samples.rows(own), target)
+            gathered.append(sums.rows(own))
+    if exponent is None:
+        return out, None
+    sums = Sums.joined(gathered) if gathered else Sums.zero(queries.sigma[:0], True)
+    own = queries.rows(slice(mine.start, mine.stop))
+    return out, from_sums(sums, own, refs.affine, exponent, precision)
+
+
+def plan(stages: Stages, rows: int, n: int, values: Values, limbs: int, workspace: int) -> Plan:
+    """A cut that stays below `workspace` bytes.
+
+    Args:
+        n: references, or those of the largest shard
+
+    Raises:
+        ValueError: not even one sample with one block of references does
+    """
+
+    def bytes_needed(rows: int, columns: int, keep: bool) -> int:
+        kept = rows * (4 * n + 8 * -(-n // ar.BLOCK)) if keep else 0
+        stage = stages.workspace(rows, columns, values.dim, values.limbs, limbs)
+        return kept + stage + values.staging(columns)
+
+    def columns_for(rows: int, keep: bool) -> int:
+        blocks = -(-n // ar.BLOCK)
+        return ar.BLOCK * _most(
+            blocks, lambda count: bytes_needed(rows, ar.BLOCK * count, keep) <= workspace
         )
-        relative, anchors = stages.logits(samples, refs)
-        weights = stages.weights(relative, anchors, precision, statistics)
-        num = stages.weighted_sum(weights, refs.values, columns)
-        stages.finish(num, weights.total, refs.affine, samples, out[part])
-        if norm_digits is not None:
-            norm = stages.weighted_sum(weights, norm_digits)[:, :, 0]
-            sums.append(Sums(*weights[1:], norm))  # type: ignore[arg-type]  # all there
-    return out, Sums(*map(torch.cat, zip(*sums, strict=True))) if statistics else None
+
+    rows, n = min(rows, stages.MAX_ROWS), max(n, 1)
+    enough = min(n, FEW_REFERENCES)
+    resident = values.placement == "resident"
+    if resident:
+        best = min(workspace, stages.BLOCK_BYTES)
+        whole = _most(rows, lambda count: bytes_needed(count, n, False) <= best)
+        if whole >= min(rows, FEW_ROWS):
+            return Plan(whole, n, True)
+    for count in (rows, min(rows, FEW_ROWS)) if resident else (rows,):
+        if columns_for(count, True) >= enough:
+            return Plan(count, columns_for(count, True), True)
+    while rows > 1 and columns_for(rows, False) < enough:
+        rows = -(-rows // 2)
+    if columns_for(rows, False) == 0:
+        raise ValueError(
+            f"workspace must be at least {bytes_needed(1, ar.BLOCK, False)} bytes for samples of "
+            f"{values.dim} values, got {workspace}"
+        )
+    return Plan(rows, columns_for(rows, False), False)
 
 
-def digits_of_norms(norms: Tensor) -> tuple[Tensor, Tensor]:
-    """N_k as fixed-point digits int8 [6, n] and their power-of-two step; integers stay exact."""
-    largest = norms.abs().amax()
-    exponent = ar.fixed_point_exponent(largest, ar.NORM_LIMBS)
-    z = torch.round(norms * ar.power_of_two(-exponent)).to(torch.int64)
-    return torch.stack(ar.split_limbs(z, ar.NORM_LIMBS)), ar.power_of_two(exponent)
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest count up to `limit` that fits, 0 for none; fewer than one that fits do too."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def quantized(stages: Stages, queries: Queries, part: slice, affine: Tensor, limbs: int) -> Samples:
+    """Stage 1 for some of the samples, and the coefficients of their logits."""
+    x, sigma, alpha, D, labels, c_D, c_x = queries.rows(part)
+    scale, offset = affine
+    q, step = stages.quantize(x, limbs)
+    slope, curvature = ar.logit_coefficients(sigma, alpha, scale, D)
+    student = None
+    if D is not None:
+        distance = squared_distance(x, alpha * offset, limbs)
+        student = distance / (sigma * sigma * D), 0.5 * (x.shape[1] + D)
+    return Samples(x, q, slope * step, curvature, c_D, c_x, labels, student)
+
+
+def largest_logits(
+    stages: Stages, samples: Samples, chunks: Iterable[Prepared], keep: bool
+) -> tuple[Tensor, deque[Logits]]:
+    """The first sweep: each row's largest logit [B], -inf without references, and the logits."""
+    peak = torch.full_like(samples.slope, -torch.inf)
+    kept: deque[Logits] = deque()
+    for chunk in chunks:
+        relative, anchors = stages.logits(samples, chunk, peak)
+        peak = torch.maximum(peak, anchors.amax(1))  # NaN passes through
+        if keep:
+            kept.append((relative, anchors))
+    return peak, kept
+
+
+def add_up(
+    stages: Stages,
+    samples: Samples,
+    refs: ReferenceSet,
+    columns: int,
+    kept: deque[Logits],
+    peak: Tensor,
+    precision: str,
+    exponent: Tensor | None,
+) -> tuple[Tensor, Sums]:
+    """The second sweep: num int64 [B, R, d], and the other integer sums over the references.
+
+    Args:
+        columns: references in a chunk
+        kept: the logits of the first sweep, if it kept them: they are used up
+        peak: each row's largest logit over all references, float64 [B]
+        exponent: what `norms_exponent` gave, for the sums of the statistics; or None
+    """
+    rows, dim = samples.x.shape
+    num, sums, first = None, None, refs.first
+    for chunk in refs.chunks(columns):
+        relative, anchors = kept.popleft() if kept else stages.logits(samples, chunk, peak)
+        weights = stages.weights(relative, anchors, peak, precision, exponent is not None)
+        part = stages.weighted_sum(weights, chunk.values, chunk.columns)
+        num = part if num is None else num.add_(part)
+        more = sums_of(stages, weights, peak, chunk.norms, first, exponent)
+        sums = more if sums is None else sums.add_(more)
+        first += len(chunk.norms)
+    if num is None or sums is None:  # an empty shard
+        num = torch.zeros((rows, refs.values.limbs, dim), dtype=torch.int64, device=peak.device)
+        sums = Sums.zero(peak, exponent is not None)
+    return num, sums
+
+
+def sums_of(
+    stages: Stages,
+    weights: Weights,
+    peak: Tensor,
+    norms: Tensor,
+    first: int,
+    exponent: Tensor | None,
+) -> Sums:
+    """The sums of one chunk, whose first reference has index `first` in the whole set."""
+    if exponent is None:
+        return Sums(peak, weights.total)
+    digits = digits_of_norms(norms, exponent)[:, :, None]
+    norm = stages.weighted_sum(weights, digits)[:, :, 0]
+    argmax = torch.where(weights.argmax < 0, NOWHERE, first + weights.argmax)
+    return Sums(peak, weights.total, weights.square, weights.bits, weights.lost, norm, argmax)

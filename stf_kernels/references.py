@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from functools import cached_property
+from os import PathLike
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import arithmetic as ar
-from . import ops
+from . import file_format, handles, ops, ranks
 from .backends import resolve
-from .stages import Prepared
+from .statistics import largest_norm
+from .storage import Flipped, Host, Resident, Values
 from .torch_backend import join_limbs
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DECODE_ELEMENTS = 1 << 22
+
+
+class PreparedSet(NamedTuple):
+    """The references as arguments of `ops.stable_target`, which documents them."""
+
+    values: Tensor | None
+    stored: int
+    norms: Tensor
+    affine: Tensor
+    bias: Tensor | None
+    labels: Tensor | None
+    columns: Tensor | None
+    shard: list[int]
 
 
 class References:
@@ -50,6 +70,8 @@ class References:
 
     _columns: Tensor | None = None
     _made: torch.cuda.Event | None = None  # when _columns is there, for other streams
+    _stored: int = 0  # the number of values that are not resident, for ops.stable_target
+    _shard: tuple[int, int] | None = None  # of a shard: its first reference, the whole set's size
 
     def __init__(
         self,
@@ -70,12 +92,8 @@ class References:
             lo, hi = _value_range(value_range, data.dtype)
             count = _levels(levels)
             values = _grid_values(flat, lo, hi, count)
-            scale = (hi - lo) / (count - 1)
-            offset = 128 * scale + lo
-            norms = resolve("auto", data.device).norms(
-                values, 256 + (2 * lo * (count - 1)) / (hi - lo)
-            )
-            affine = torch.tensor([scale, offset], dtype=torch.float64, device=data.device)
+            affine, ratio = _grid(lo, hi, count, data.device)
+            norms = resolve("auto", data.device).norms(values, ratio)
         else:
             if value_range is not None:
                 raise ValueError(
@@ -89,55 +107,124 @@ class References:
         self.log_weight = (
             None if log_weight is None else check_log_weight(log_weight, n, data.device).clone()
         )
-        self._values, self._norms, self._affine = values, norms, affine
+        self._values, self._norms, self._affine = Resident(values), norms, affine
 
-    @classmethod
-    def _of(
-        cls,
-        shape: torch.Size,
-        values: Tensor,
+    def _with(
+        self,
+        values: Values,
         norms: Tensor,
-        affine: Tensor,
-        labels: Tensor | None = None,
-        log_weight: Tensor | None = None,
+        labels: Tensor | None,
+        log_weight: Tensor | None,
+        shard: tuple[int, int] | None = None,
     ) -> References:
-        self = cls.__new__(cls)
-        self.shape, self.labels, self.log_weight = shape, labels, log_weight
-        self._values, self._norms, self._affine = values, norms, affine
-        return self
+        """Other references of the same shape on the same grid."""
+        other = object.__new__(References)
+        other.shape, other._affine = self.shape, self._affine.to(values.device)
+        other._values, other._norms = values, norms
+        other.labels, other.log_weight = labels, log_weight
+        other._shard = shard
+        return other
 
     @classmethod
     def from_float(cls, data: Tensor, precision: str, backend: str) -> References:
         """A plain float tensor given for one call: no value is looked at on the host."""
+        self = cls.__new__(cls)
         flat = data.detach().reshape(data.shape[0], -1)
-        return cls._of(data.shape[1:], *ops.prepare(flat, ar.LIMBS[precision], backend))
+        values, self._norms, self._affine = ops.prepare(flat, ar.LIMBS[precision], backend)
+        self._values, self.shape = Resident(values), data.shape[1:]
+        self.labels = self.log_weight = None
+        return self
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | PathLike[str],
+        *,
+        value_range: tuple[float, float] | None = None,
+        levels: int | None = None,
+        labels: Tensor | None = None,
+        log_weight: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> References:
+        """References whose values stay in their file, of which a few chunks at a time are read.
+
+        Args:
+            path: what `save` wrote (stf_kernels/file_format.py describes it), or uint8
+                [n, *shape] in a .npy file
+            value_range, levels: as for `References`, for a .npy file; the other one knows
+            labels, log_weight: as for `References`; they replace those in the file
+            device: where targets are computed
+
+        Raises:
+            FileNotFoundError, ValueError: path is no such file, or is truncated
+        """
+        device = torch.device(device)
+        self = cls.__new__(cls)
+        found = file_format.read(path)
+        if found.raw:
+            lo, hi = _value_range(value_range, torch.uint8)
+            self._affine, ratio = _grid(lo, hi, _levels(levels), device)
+            self._values = found.values(device)
+            self._norms = _norms_of(self._values, ratio, _levels(levels))
+        elif value_range is not None or levels is not None:
+            raise ValueError(f"value_range and levels are those in {path}, and cannot be given")
+        else:
+            self._values = found.values(device)
+            self._norms, self._affine = found.norms.to(device), found.affine.to(device)
+        n, self.shape = len(self._norms), found.shape
+        labels = found.labels if labels is None else labels
+        log_weight = found.log_weight if log_weight is None else log_weight
+        self.labels = None if labels is None else _labels(labels, n, device)
+        self.log_weight = None if log_weight is None else check_log_weight(log_weight, n, device)
+        return self
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes the prepared references to one file for `from_file`, a chunk at a time."""
+        file_format.write(
+            path,
+            self.shape,
+            self._values,
+            self._norms,
+            self._affine,
+            self.labels,
+            self.log_weight,
+        )
 
     def __len__(self) -> int:
         return self._norms.shape[0]
 
     def __repr__(self) -> str:
+        where = {"resident": "on", "host": "in host memory for", "file": "in a file for"}
+        part = "" if self._shard is None else f" of {self._shard[1]} from {self._shard[0]}"
         return (
-            f"References({len(self)} x {tuple(self.shape)}, {self.limbs} limb"
-            f"{'s' * (self.limbs > 1)}, {self.nbytes / 2**20:.1f} MB on {self.device})"
+            f"References({len(self)} x {tuple(self.shape)}{part}, {self.limbs} limb"
+            f"{'s' * (self.limbs > 1)}, {self.nbytes / 2**20:.1f} MB "
+            f"{where[self.placement]} {self.device})"
         )
 
     @property
     def device(self) -> torch.device:
+        """Where targets are computed."""
         return self._values.device
+
+    @property
+    def placement(self) -> str:
+        """Where the values are: "resident" on the device, in "host" memory or in a "file"."""
+        return self._values.placement
 
     @property
     def limbs(self) -> int:
         """int8 planes a value takes."""
-        return self._values.shape[0]
+        return self._values.limbs
 
     @property
     def nbytes(self) -> int:
-        """Memory of the prepared references, bytes."""
-        return sum(t.nbytes for t in (self._values, self._norms))
+        """Size of the prepared references, bytes."""
+        return self.limbs * len(self) * self._values.dim + self._norms.nbytes
 
     @cached_property
     def classes(self) -> Tensor:
-        """The labels that occur, sorted int64."""
+        """The labels that occur, sorted int64; in a shard those of the whole set."""
         return torch.empty(0) if self.labels is None else torch.unique(self.labels)
 
     def log_weights(self, more: Tensor | None) -> Tensor | None:
@@ -146,42 +233,60 @@ class References:
             return self.log_weight if more is None else more
         return self.log_weight + more
 
-    def prepared(self, log_weight: Tensor | None = None, *, by_label: bool = False) -> Prepared:
-        """What the stages take; `log_weight` [n] is added to the set's own."""
+    def prepared(self, log_weight: Tensor | None, *, by_label: bool, backend: str) -> PreparedSet:
+        """What `ops.stable_target` takes; `log_weight` [n] is added to the set's own."""
         total = self.log_weights(log_weight)
-        bias = None if total is None else ar.LOG2E * total
-        labels = self.labels if by_label else None
-        return Prepared(self._values, self._norms, self._affine, bias, labels)
+        values, stored = None, 0
+        if isinstance(self._values, Resident):
+            values = self._values.tensor
+        else:
+            self._stored = stored = self._stored or handles.STORED.name(self._values)
+        return PreparedSet(
+            values,
+            stored,
+            self._norms,
+            self._affine,
+            None if total is None else ar.LOG2E * total,
+            self.labels if by_label else None,
+            self.columns(backend),
+            list(self._shard or (0, len(self))),
+        )
 
     def columns(self, backend: str) -> Tensor | None:
         """The copy that `backend` multiplies in stage 4, made at the first use and kept; or None.
 
-        It takes as much memory as the values, which is why a set that only gives subsets has none.
-        Where operations are recorded only, under torch.compile or in a CUDA graph, none is made
-        here: the stage makes its own each time.
+        It takes as much memory as the values, which is why a set that only gives subsets has none,
+        nor has one whose values are not on the device. Where operations are recorded only, under
+        torch.compile or in a CUDA graph, none is made here: the stage makes its own each time.
         """
+        if not isinstance(self._values, Resident):
+            return None
         if torch.compiler.is_compiling():
             return self._columns
-        on_cuda = self._values.is_cuda
-        if on_cuda and torch.cuda.is_current_stream_capturing():
+        values = self._values.tensor
+        if values.is_cuda and torch.cuda.is_current_stream_capturing():
             return self._columns
         if self._columns is None:
-            self._columns = resolve(backend, self.device).transpose(self._values)
-            if on_cuda and self._columns is not None:
+            self._columns = resolve(backend, self.device).transpose(values)
+            if values.is_cuda and self._columns is not None:
                 self._made = torch.cuda.current_stream(self.device).record_event()
         elif self._made is not None:
             torch.cuda.current_stream(self.device).wait_event(self._made)
         return self._columns
 
     def __getstate__(self) -> dict[str, object]:
-        return {k: v for k, v in vars(self).items() if k not in ("_columns", "_made")}
+        return {k: v for k, v in vars(self).items() if k not in ("_columns", "_made", "_stored")}
 
-    def logits_are_finite(self, x: Tensor, sigma: Tensor, alpha: Tensor) -> Tensor:
+    def logits_are_finite(
+        self, x: Tensor, sigma: Tensor, alpha: Tensor, D: Tensor | None
+    ) -> Tensor:
         """Whether stage 2 cannot overflow, bool [B], for samples [B, d] and float64 [B]."""
-        slope, curvature = ar.logit_coefficients(sigma, alpha, self._affine[0])
-        largest = x.abs().amax(1).double() * x.shape[1] * float(ar.limit(self.limbs))
-        finite = torch.isfinite(slope * largest)
-        return finite & torch.isfinite(curvature * self._norms.abs().amax())
+        slope, curvature = ar.logit_coefficients(sigma, alpha, self._affine[0], D)
+        x_max = x.abs().amax(1).double()
+        finite = torch.isfinite(slope * x_max * x.shape[1] * float(ar.limit(self.limbs)))
+        if D is not None:
+            finite &= torch.isfinite(x_max * x_max * x.shape[1] / (sigma * sigma * D))
+        return finite & torch.isfinite(curvature * largest_norm(self._norms))
 
     def subset(self, index: Tensor) -> References:
         """The references at `index`, in its order: a gather of what is prepared.
@@ -195,11 +300,9 @@ class References:
         index = self._positions(index)
         if index.numel() == 0:
             raise ValueError("index must name at least one reference, got none")
-        return References._of(
-            self.shape,
-            self._values.index_select(1, index),
+        return self._with(
+            Resident(self._values.gather(index)),
             self._norms[index],
-            self._affine,
             None if self.labels is None else self.labels[index],
             None if self.log_weight is None else self.log_weight[index],
         )
@@ -208,26 +311,100 @@ class References:
         """The references' values, float32 [m, *shape]: all, or those at `index` [m]."""
         index = None if index is None else self._positions(index)
         n = len(self) if index is None else index.numel()
-        dim = self._values.shape[2]
+        dim = self._values.dim
         out = torch.empty((n, dim), dtype=torch.float32, device=self.device)
         scale, offset = self._affine
         rows = max(1, DECODE_ELEMENTS // max(dim, 1))
-        for start in range(0, n, rows):
-            part = slice(start, start + rows)
-            values = self._values[:, part] if index is None else self._values[:, index[part]]
-            out[part] = scale * join_limbs(values).double() + offset
+        if index is None:
+            parts: Iterable[Tensor] = self._values.chunks(rows)
+        else:
+            parts = map(self._values.gather, index.split(rows))
+        for start, values in zip(range(0, n, rows), parts, strict=True):
+            out[start : start + rows] = scale * join_limbs(values).double() + offset
         return out.view(n, *self.shape)
 
     def to(self, device: torch.device | str) -> References:
-        """The same references on `device`."""
-        return References._of(
-            self.shape,
-            self._values.to(device),
+        """The same references for targets on `device`; values in a file or in host memory stay."""
+        return self._moved(self._values.to(torch.device(device)))
+
+    def load(self) -> References:
+        """The same references with their values on the device."""
+        if isinstance(self._values, Resident):
+            return self
+        return self._moved(Resident(self._values.load()))
+
+    def offload(self) -> References:
+        """The same references with their values in page-locked host memory, from where a few
+        chunks at a time go to the device; on the CPU, and out of a file, they stay as they are.
+        """
+        if not isinstance(self._values, Resident) or not self._values.tensor.is_cuda:
+            return self
+        return self._moved(Host(self._values.tensor.cpu().pin_memory(), self.device))
+
+    def with_flips(self) -> References:
+        """Twice as many references: these, and behind them their mirror images.
+
+        The last axis of the samples is the one that is mirrored. The values are not copied.
+        """
+        if self._shard is not None:
+            raise ValueError(
+                "with_flips of a shard would not be one: flip the whole set, then shard"
+            )
+
+        def twice(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else torch.cat([tensor, tensor])
+
+        return self._with(
+            Flipped(self._values, self.shape[-1]),
+            torch.cat([self._norms, self._norms]),
+            twice(self.labels),
+            twice(self.log_weight),
+        )
+
+    def shard(self, group: ProcessGroup | None = None) -> References:
+        """This process's part of the references, for calls with the same `group`.
+
+        Every process calls it on the same set, or on the same file, of which it then reads its
+        part only. The cuts are at multiples of 128 references; with fewer blocks than processes a
+        shard may be empty.
+
+        Args:
+            group: of torch.distributed; None is all processes
+
+        Raises:
+            RuntimeError: torch.distributed is not initialized, or this process is not in the group
+            ValueError: this is a shard already
+        """
+        if self._shard is not None:
+            raise ValueError("ref is a shard already")
+        rank, size = ranks.place(group)
+        n = len(self)
+        blocks = -(-n // ar.BLOCK)
+        start, stop = (min(n, ar.BLOCK * (blocks * r // size)) for r in (rank, rank + 1))
+        part = slice(start, stop)
+        shard = self._with(
+            self._values.part(start, stop),
+            self._norms[part],
+            None if self.labels is None else self.labels[part],
+            None if self.log_weight is None else self.log_weight[part],
+            (start, n),
+        )
+        shard.classes = self.classes
+        return shard
+
+    def _moved(self, values: Values) -> References:
+        """The same references from other values."""
+        device = values.device
+        moved = self._with(
+            values,
             self._norms.to(device),
-            self._affine.to(device),
             None if self.labels is None else self.labels.to(device),
             None if self.log_weight is None else self.log_weight.to(device),
+            self._shard,
         )
+        if self._shard is not None:
+            moved.classes = self.classes.to(device)
+        return moved
 
     def _positions(self, index: Tensor) -> Tensor:
         if not isinstance(index, Tensor) or index.dtype not in INTEGERS or index.dim() != 1:
@@ -318,6 +495,25 @@ def _value_range(
 
 def _levels(levels: int | None) -> int:
     return 256 if levels is None else _count("levels", levels, 2, 256)
+
+
+def _grid(lo: float, hi: float, levels: int, device: torch.device) -> tuple[Tensor, float]:
+    """a and b of the levels, float64 [2], and 2 b / a."""
+    scale = (hi - lo) / (levels - 1)
+    affine = torch.tensor([scale, 128 * scale + lo], dtype=torch.float64, device=device)
+    return affine, 256 + (2 * lo * (levels - 1)) / (hi - lo)
+
+
+def _norms_of(values: Values, ratio: float, levels: int) -> Tensor:
+    """N_k [n] of levels in a file, in one reading."""
+    stages = resolve("auto", values.device)
+    rows = ar.BLOCK * max(1, DECODE_ELEMENTS // (ar.BLOCK * values.dim))
+    parts = []
+    for chunk in values.chunks(rows):
+        if levels < 256 and int(chunk.max()) + 128 >= levels:
+            raise ValueError(f"data must be below levels={levels}, got {int(chunk.max()) + 128}")
+        parts.append(stages.norms(chunk, ratio))
+    return torch.cat(parts)
 
 
 def _grid_values(flat: Tensor, lo: float, hi: float, levels: int) -> Tensor:

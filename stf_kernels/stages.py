@@ -1,4 +1,4 @@
-"""What passes between the five stages, and the walk through them that all backends share."""
+"""What passes between the five stages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,25 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from . import arithmetic as ar
+
+NOWHERE = 1 << 62  # the index of a largest logit that is not among these references
+
+
+class Queries(NamedTuple):
+    """Noisy samples and what is asked of them."""
+
+    x: Tensor  # [B, d] float32 or float64, contiguous
+    sigma: Tensor  # [B] float64
+    alpha: Tensor  # [B] float64
+    D: Tensor | None  # [B] float64, of Student-t noise
+    labels: Tensor | None  # [B] int64; -1 sees every reference
+    c_D: Tensor  # [B] float64: target = c_D D + c_x x
+    c_x: Tensor  # [B] float64
+
+    def rows(self, part: slice) -> Queries:
+        return Queries(*(None if t is None else t[part] for t in self))
 
 
 class Prepared(NamedTuple):
@@ -31,6 +50,10 @@ class Samples(NamedTuple):
     labels: Tensor | None  # [B] int64; -1 sees every reference
     student: tuple[Tensor, Tensor] | None = None  # [B] float64 each, for Student-t noise:
     # ||x - alpha b||^2 / (sigma^2 D) and (d + D) / 2
+
+    def rows(self, part: slice) -> Samples:
+        """What stage 5 needs of some of the rows."""
+        return self._replace(x=self.x[part], c_D=self.c_D[part], c_x=self.c_x[part])
 
 
 class Weights(NamedTuple):
@@ -77,12 +100,41 @@ class Stages(Protocol):
 
 
 class Sums(NamedTuple):
-    """The rows' integer sums, from which statistics.py makes the statistics."""
+    """Each row's integer sums, from which statistics.py makes the statistics."""
 
-    total: Tensor
-    peak: Tensor
-    square: Tensor
-    bits: Tensor
-    lost: Tensor
-    argmax: Tensor
-    norm: Tensor  # [B, 6] int64: sum_k P_ik times each digit of N_k
+    peak: Tensor  # [B] float64: the largest logit, log2 units
+    total: Tensor  # [B] int64, like all below
+    square: Tensor | None = None
+    bits: Tensor | None = None
+    lost: Tensor | None = None
+    norm: Tensor | None = None  # [B, 6]: sum_k P_ik times each digit of N_k
+    argmax: Tensor | None = None  # index in the whole set, or NOWHERE
+
+    def added(self) -> list[Tensor]:
+        """The fields that add up over parts of the references."""
+        return [t for t in self[1:6] if t is not None]
+
+    def add_(self, more: Sums) -> Sums:
+        """Takes in the sums over other references."""
+        for mine, other in zip(self.added(), more.added(), strict=True):
+            mine.add_(other)
+        if self.argmax is not None and more.argmax is not None:
+            torch.minimum(self.argmax, more.argmax, out=self.argmax)
+        return self
+
+    def rows(self, part: slice) -> Sums:
+        return Sums(*(None if t is None else t[part] for t in self))
+
+    @classmethod
+    def zero(cls, peak: Tensor, statistics: bool) -> Sums:
+        """The sums over no reference."""
+        zero = torch.zeros_like(peak, dtype=torch.int64)
+        if not statistics:
+            return cls(peak, zero)
+        norm = zero[:, None].repeat(1, ar.NORM_LIMBS)
+        return cls(peak, zero, *(zero.clone() for _ in range(3)), norm, zero + NOWHERE)
+
+    @classmethod
+    def joined(cls, parts: list[Sums]) -> Sums:
+        """Those of one block of rows after the other, all fields there."""
+        return cls(*map(torch.cat, zip(*parts, strict=True)))

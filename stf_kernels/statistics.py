@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from . import arithmetic as ar
-from .pipeline import digits_of_norms
-from .stages import Prepared, Sums
-from .torch_backend import quantize, split_halves, sum_of_squares, to_double
+from .stages import Queries, Sums
+from .torch_backend import squared_distance, to_double
 
 
 class TargetStats(NamedTuple):
     """What the posterior over the references looks like, a number for each sample.
 
-    With logit_ik = -||x_i - alpha_i y_k||^2 / (2 sigma_i^2) + log_weight_k and w = softmax(logit).
+    With logit_ik = -||x_i - alpha_i y_k||^2 / (2 sigma_i^2) + log_weight_k, or for Student-t noise
+    -(d + D)/2 log(1 + ||x_i - alpha_i y_k||^2 / (sigma_i^2 D)) + log_weight_k; w = softmax(logit).
     Rows that have no target (NaN) have NaN here, and argmax -1.
     """
 
@@ -30,43 +30,51 @@ class TargetStats(NamedTuple):
 
 
 def from_sums(
-    sums: Sums, x: Tensor, sigma: Tensor, alpha: Tensor, refs: Prepared, precision: str
+    sums: Sums, queries: Queries, affine: Tensor, exponent: Tensor, precision: str
 ) -> TargetStats:
-    """The statistics of rows whose integer sums are `sums` (MATH.md, section 7)."""
-    scale = float(ar.limit(ar.LIMBS[precision]))
-    a, b = refs.affine
-    dim = x.shape[1]
+    """The statistics of rows whose integer sums are `sums` (MATH.md, section 7).
+
+    Args:
+        exponent: the power of two of the norms' digits, as `norms_exponent` gives it
+    """
+    limbs = ar.LIMBS[precision]
+    scale = float(ar.limit(limbs))
+    a, b = affine
+    dim = queries.x.shape[1]
     valid = sums.total > 0
     total = torch.where(valid, sums.total.double(), torch.nan)
 
     kept = total / scale  # sum of 2^e over the weights kept, at least 1
     lost = sums.lost.double() * 2.0**-ar.LOST_SHIFT
-    distance = squared_distance(x, alpha * b, precision)
-    lse = ar.LN2 * (sums.peak + torch.log2(kept + lost)) - distance / (2 * sigma * sigma)
+    lse = ar.LN2 * (sums.peak + torch.log2(kept + lost))
+    if queries.D is None:  # the logits went without what is the same for all references
+        distance = squared_distance(queries.x, queries.alpha * b, limbs)
+        lse = lse - distance / (2 * queries.sigma * queries.sigma)
     entropy = ar.LN2 * (torch.log2(kept) + sums.bits.double() * 2.0**-ar.ENTROPY_SHIFT / total)
     ess = total * total / (sums.square.double() * 2.0**ar.SQUARE_SHIFT)
-    norm = to_double(sums.norm) * digits_of_norms(refs.norms)[1] / total
+    norm = to_double(sums.norm) * ar.power_of_two(exponent) / total
     return TargetStats(
         lse,
         ess,
         entropy,
         1.0 / kept,
-        sums.argmax,
+        torch.where(valid, sums.argmax, -1),
         a * a * norm + dim * (b * b),
         lost / (kept + lost),
     )
 
 
-def squared_distance(x: Tensor, offset: Tensor, precision: str) -> Tensor:
-    """sum_j (step_i q_ij - offset_i)^2 in float64 [B], from sums of integers, which have no order.
+def largest_norm(norms: Tensor) -> Tensor:
+    """max |N_k|, [1] float64; 0 of none."""
+    return norms.abs().amax(0, keepdim=True) if len(norms) else norms.new_zeros(1)
 
-    Args:
-        x: samples [B, d]
-        offset: float64 [B]
-        precision: which digits q has
-    """
-    q, step = quantize(x, ar.LIMBS[precision])
-    square = sum_of_squares(*split_halves(q))
-    linear = q.sum(1).double()
-    mean = offset / step
-    return step * step * (square - 2 * mean * linear + x.shape[1] * (mean * mean))
+
+def norms_exponent(largest: Tensor) -> Tensor:
+    """The power of two that N_k are counted in, int64 [1]; integers stay exact."""
+    return ar.fixed_point_exponent(largest, ar.NORM_LIMBS)
+
+
+def digits_of_norms(norms: Tensor, exponent: Tensor) -> Tensor:
+    """N_k / 2^exponent as digits int8 [6, n]."""
+    z = torch.round(norms * ar.power_of_two(-exponent)).to(torch.int64)
+    return torch.stack(ar.split_limbs(z, ar.NORM_LIMBS))

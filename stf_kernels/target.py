@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ from .references import (
 )
 from .statistics import TargetStats
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+WORKSPACE = 256 << 20
+
 
 def stable_target(
     x_t: Tensor,
@@ -32,8 +38,12 @@ def stable_target(
     target: Parameterization = "score",
     log_weight: Tensor | None = None,
     labels: Tensor | None = None,
+    noise: str = "gaussian",
+    D: Tensor | float | None = None,
     precision: str = "exact",
     backend: str = "auto",
+    group: ProcessGroup | None = None,
+    workspace: int = WORKSPACE,
     validate: bool = False,
 ) -> Tensor:
     """The training target of x_t = alpha y + sigma eps, averaged over the references' posterior.
@@ -56,8 +66,13 @@ def stable_target(
         log_weight: added to the logits, float [n]; -inf leaves a reference out
         labels: classes of the samples, integer [B], against `References.labels`: only references
             of the same class count; -1 sees all
+        noise: of x_t: "gaussian", or "student_t" (PFGM++), for which the logit is
+            -(d + D)/2 log(1 + ||x_i - alpha_i y_k||^2 / (sigma_i^2 D)) + log_weight_k
+        D: degrees of freedom of Student-t noise, number, [B] or [B, 1, ...], > 0
         precision: "exact" (31-bit samples and weights) or "fast" (23-bit)
         backend: "auto", "cpu", "triton" or "torch"
+        workspace: memory to stay below beside arguments and result, bytes; references that do not
+            fit pass in chunks, and no bit of the target depends on it
         validate: inspect the values (this waits for the device) and raise for what would be NaN
 
     Returns:
@@ -74,10 +89,24 @@ def stable_target(
         >>> score = stf_kernels.stable_target(x_t, refs, sigma)
 
     Source: Xu, Tong, Jaakkola, Stable Target Field for Reduced Variance Score Estimation in
-    Diffusion Models, ICLR 2023, equation 5.
+    Diffusion Models, ICLR 2023, equation 5; Student-t noise: Xu et al., PFGM++, ICML 2023.
     """
     (out,) = _call(
-        x_t, ref, sigma, alpha, target, log_weight, labels, precision, backend, validate, False
+        x_t,
+        ref,
+        sigma,
+        alpha,
+        target,
+        log_weight,
+        labels,
+        noise,
+        D,
+        precision,
+        backend,
+        group,
+        workspace,
+        validate,
+        False,
     )
     return out.view(x_t.shape)
 
@@ -91,8 +120,12 @@ def stable_target_with_stats(
     target: Parameterization = "score",
     log_weight: Tensor | None = None,
     labels: Tensor | None = None,
+    noise: str = "gaussian",
+    D: Tensor | float | None = None,
     precision: str = "exact",
     backend: str = "auto",
+    group: ProcessGroup | None = None,
+    workspace: int = WORKSPACE,
     validate: bool = False,
 ) -> tuple[Tensor, TargetStats]:
     """`stable_target` and the statistics of its weights, from the same pass.
@@ -105,7 +138,21 @@ def stable_target_with_stats(
         second_moment - ||D||^2.
     """
     out, *stats = _call(
-        x_t, ref, sigma, alpha, target, log_weight, labels, precision, backend, validate, True
+        x_t,
+        ref,
+        sigma,
+        alpha,
+        target,
+        log_weight,
+        labels,
+        noise,
+        D,
+        precision,
+        backend,
+        group,
+        workspace,
+        validate,
+        True,
     )
     return out.view(x_t.shape), TargetStats(*stats)
 
@@ -118,6 +165,8 @@ def validate(
     alpha: Tensor | float = 1.0,
     log_weight: Tensor | None = None,
     labels: Tensor | None = None,
+    noise: str = "gaussian",
+    D: Tensor | float | None = None,
 ) -> None:
     """Raises where `stable_target` with these arguments would return a NaN row.
 
@@ -143,8 +192,13 @@ def validate(
     if not bool(torch.isfinite(alpha).all()):
         i = _first(~torch.isfinite(alpha))
         raise ValueError(f"alpha[{i}] must be finite, got {alpha[i]:g}")
+    freedom = _freedom(noise, D, x_t)
+    if freedom is not None:
+        bad = ~((freedom > 0) & torch.isfinite(freedom))
+        if bool(bad.any()):
+            raise ValueError(f"D[{_first(bad)}] must be > 0 and finite, got {freedom[bad][0]:g}")
 
-    bad = ~refs.logits_are_finite(x_t.flatten(1), sigma, alpha)
+    bad = ~refs.logits_are_finite(x_t.flatten(1), sigma, alpha, freedom)
     if bool(bad.any()):
         raise ValueError(
             f"sigma[{_first(bad)}] must be large enough for the logits to be finite in float64, "
@@ -189,8 +243,12 @@ def _call(
     target: Parameterization,
     log_weight: Tensor | None,
     labels: Tensor | None,
+    noise: str,
+    D: Tensor | float | None,
     precision: str,
     backend: str,
+    group: ProcessGroup | None,
+    workspace: int,
     validate_values: bool,
     with_stats: bool,
 ) -> list[Tensor]:
@@ -199,7 +257,9 @@ def _call(
         raise ValueError(f"precision must be 'exact' or 'fast', got {precision!r}")
     kind, parameters = parse(target)
     if validate_values:
-        validate(x_t, ref, sigma, alpha=alpha, log_weight=log_weight, labels=labels)
+        validate(
+            x_t, ref, sigma, alpha=alpha, log_weight=log_weight, labels=labels, noise=noise, D=D
+        )
     refs = _references(ref, x_t, precision, backend)
     if log_weight is not None:
         log_weight = check_log_weight(log_weight, len(refs), x_t.device)
@@ -208,24 +268,40 @@ def _call(
         _check_classes(labels, refs)
     x = x_t.detach().flatten(1)
     x = (x if x.dtype == torch.float64 else x.float()).contiguous()
-    prepared = refs.prepared(log_weight, by_label=labels is not None)
     return ops.stable_target(
         x,
         _per_row("sigma", sigma, x_t),
         _per_row("alpha", alpha, x_t),
-        prepared.values,
-        prepared.norms,
-        prepared.affine,
-        prepared.bias,
-        refs.columns(backend),
+        _freedom(noise, D, x_t),
         labels,
-        prepared.labels,
+        *refs.prepared(log_weight, by_label=labels is not None, backend=backend),
+        0,
         kind,
         [_per_row(f"a parameter of target {kind!r}", p, x_t) for p in parameters],
         precision,
         backend,
+        _bytes(workspace),
         with_stats,
     )
+
+
+def _freedom(noise: str, D: Tensor | float | None, x_t: Tensor) -> Tensor | None:
+    """D of Student-t noise as float64 [B], None for Gaussian noise."""
+    if noise == "gaussian":
+        if D is not None:
+            raise ValueError("D is for noise='student_t', got noise='gaussian'")
+        return None
+    if noise != "student_t":
+        raise ValueError(f"noise must be 'gaussian' or 'student_t', got {noise!r}")
+    if D is None:
+        raise ValueError("D, the degrees of freedom, must be given with noise='student_t'")
+    return _per_row("D", D, x_t)
+
+
+def _bytes(workspace: int) -> int:
+    if isinstance(workspace, bool) or not isinstance(workspace, int) or workspace < 1:
+        raise ValueError(f"workspace must be a number of bytes >= 1, got {workspace!r}")
+    return workspace
 
 
 def _check_samples(x_t: Tensor) -> None:

@@ -15,6 +15,7 @@ from .stages import Prepared, Samples, Weights
 
 NAME = "torch"
 PREPARE_ELEMENTS = 1 << 22  # references fixed at a time: int64 and float64 copies stay under 256 MB
+SQUARE_ELEMENTS = 1 << 20  # samples squared at a time
 MAX_ROWS = 1 << 16
 BLOCK_BYTES = 256 << 20
 
@@ -127,9 +128,7 @@ def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
     return q, torch.where(finite, ar.power_of_two(exponent), torch.nan)
 
 
-def logits(
-    samples: Samples, refs: Prepared, floor: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)], in log2 units.
 
     Args:
@@ -201,3 +200,23 @@ def finish(num: Tensor, total: Tensor, affine: Tensor, samples: Samples, out: Te
     denoised = scale * (to_double(num) / total.double()[:, None]) + offset
     target = samples.c_D[:, None] * denoised + samples.c_x[:, None] * samples.x.double()
     out.copy_(target)
+
+
+def squared_distance(x: Tensor, offset: Tensor, limbs: int) -> Tensor:
+    """sum_j (step_i q_ij - offset_i)^2 in float64 [B], from sums of integers, which have no order.
+
+    Args:
+        x: samples [B, d]
+        offset: float64 [B]
+        limbs: digits of q
+    """
+    rows, dim = x.shape
+    out = torch.empty_like(offset)
+    size = max(1, SQUARE_ELEMENTS // dim)
+    for part in (slice(start, start + size) for start in range(0, rows, size)):
+        q, step = quantize(x[part], limbs)
+        square = sum_of_squares(*split_halves(q))
+        linear = q.sum(1).double()
+        mean = offset[part] / step
+        out[part] = step * step * (square - 2 * mean * linear + dim * (mean * mean))
+    return out
