@@ -319,8 +319,11 @@ class References:
             parts: Iterable[Tensor] = self._values.chunks(rows)
         else:
             parts = map(self._values.gather, index.split(rows))
-        for start, values in zip(range(0, n, rows), parts, strict=True):
-            out[start : start + rows] = scale * join_limbs(values).double() + offset
+        start = 0
+        for values in parts:
+            stop = start + values.shape[1]
+            out[start:stop] = scale * join_limbs(values).double() + offset
+            start = stop
         return out.view(n, *self.shape)
 
     def to(self, device: torch.device | str) -> References:
