@@ -106,8 +106,8 @@ def run(
     if exponent is None:
         return out, None
     sums = Sums.joined(gathered) if gathered else Sums.zero(queries.sigma[:0], True)
-    own = queries.rows(slice(mine.start, mine.stop))
-    return out, from_sums(sums, own, refs.affine, exponent, precision)
+    queries = queries.rows(slice(mine.start, mine.stop))
+    return out, from_sums(sums, queries, refs.affine, exponent, precision)
 
 
 def plan(stages: Stages, rows: int, n: int, values: Values, limbs: int, workspace: int) -> Plan:
@@ -231,7 +231,7 @@ def sums_of(
     exponent: Tensor | None,
 ) -> Sums:
     """The sums of one chunk, whose first reference has index `first` in the whole set."""
-    if exponent is None:
+    if exponent is None or weights.argmax is None:
         return Sums(peak, weights.total)
     digits = digits_of_norms(norms, exponent)[:, :, None]
     norm = stages.weighted_sum(weights, digits)[:, :, 0]

@@ -70,7 +70,7 @@ class References:
 
     _columns: Tensor | None = None
     _made: torch.cuda.Event | None = None  # when _columns is there, for other streams
-    _stored: int = 0  # the number of values that are not resident, for ops.stable_target
+    _stored: int  # number of values that are not resident, for ops.stable_target
     _shard: tuple[int, int] | None = None  # of a shard: its first reference, the whole set's size
 
     def __init__(
@@ -107,7 +107,12 @@ class References:
         self.log_weight = (
             None if log_weight is None else check_log_weight(log_weight, n, data.device).clone()
         )
-        self._values, self._norms, self._affine = Resident(values), norms, affine
+        self._hold(Resident(values))
+        self._norms, self._affine = norms, affine
+
+    def _hold(self, values: Values) -> None:
+        self._values = values
+        self._stored = 0 if isinstance(values, Resident) else handles.STORED.name(values)
 
     def _with(
         self,
@@ -120,7 +125,8 @@ class References:
         """Other references of the same shape on the same grid."""
         other = object.__new__(References)
         other.shape, other._affine = self.shape, self._affine.to(values.device)
-        other._values, other._norms = values, norms
+        other._hold(values)
+        other._norms = norms
         other.labels, other.log_weight = labels, log_weight
         other._shard = shard
         return other
@@ -131,7 +137,8 @@ class References:
         self = cls.__new__(cls)
         flat = data.detach().reshape(data.shape[0], -1)
         values, self._norms, self._affine = ops.prepare(flat, ar.LIMBS[precision], backend)
-        self._values, self.shape = Resident(values), data.shape[1:]
+        self._hold(Resident(values))
+        self.shape = data.shape[1:]
         self.labels = self.log_weight = None
         return self
 
@@ -164,12 +171,12 @@ class References:
         if found.raw:
             lo, hi = _value_range(value_range, torch.uint8)
             self._affine, ratio = _grid(lo, hi, _levels(levels), device)
-            self._values = found.values(device)
+            self._hold(found.values(device))
             self._norms = _norms_of(self._values, ratio, _levels(levels))
         elif value_range is not None or levels is not None:
             raise ValueError(f"value_range and levels are those in {path}, and cannot be given")
         else:
-            self._values = found.values(device)
+            self._hold(found.values(device))
             self._norms, self._affine = found.norms.to(device), found.affine.to(device)
         n, self.shape = len(self._norms), found.shape
         labels = found.labels if labels is None else labels
@@ -236,14 +243,14 @@ class References:
     def prepared(self, log_weight: Tensor | None, *, by_label: bool, backend: str) -> PreparedSet:
         """What `ops.stable_target` takes; `log_weight` [n] is added to the set's own."""
         total = self.log_weights(log_weight)
-        values, stored = None, 0
-        if isinstance(self._values, Resident):
-            values = self._values.tensor
-        else:
-            self._stored = stored = self._stored or handles.STORED.name(self._values)
+        values = self._values.tensor if isinstance(self._values, Resident) else None
+        if values is None and self._norms.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"references in a {self.placement} cannot pass inside a CUDA graph: load() them"
+            )
         return PreparedSet(
             values,
-            stored,
+            self._stored,
             self._norms,
             self._affine,
             None if total is None else ar.LOG2E * total,
@@ -276,6 +283,10 @@ class References:
 
     def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in vars(self).items() if k not in ("_columns", "_made", "_stored")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._hold(self._values)
 
     def logits_are_finite(
         self, x: Tensor, sigma: Tensor, alpha: Tensor, D: Tensor | None

@@ -24,7 +24,7 @@ class Queries(NamedTuple):
     c_x: Tensor  # [B] float64
 
     def rows(self, part: slice) -> Queries:
-        return Queries(*(None if t is None else t[part] for t in self))
+        return Queries(*(None if t is None else t[part] for t in self))  # type: ignore[arg-type]
 
 
 class Prepared(NamedTuple):
@@ -123,7 +123,7 @@ class Sums(NamedTuple):
         return self
 
     def rows(self, part: slice) -> Sums:
-        return Sums(*(None if t is None else t[part] for t in self))
+        return Sums(*(None if t is None else t[part] for t in self))  # type: ignore[arg-type]
 
     @classmethod
     def zero(cls, peak: Tensor, statistics: bool) -> Sums:
@@ -131,8 +131,9 @@ class Sums(NamedTuple):
         zero = torch.zeros_like(peak, dtype=torch.int64)
         if not statistics:
             return cls(peak, zero)
+        square, bits, lost = zero.clone(), zero.clone(), zero.clone()
         norm = zero[:, None].repeat(1, ar.NORM_LIMBS)
-        return cls(peak, zero, *(zero.clone() for _ in range(3)), norm, zero + NOWHERE)
+        return cls(peak, zero, square, bits, lost, norm, zero + NOWHERE)
 
     @classmethod
     def joined(cls, parts: list[Sums]) -> Sums:

@@ -41,24 +41,25 @@ def from_sums(
     scale = float(ar.limit(limbs))
     a, b = affine
     dim = queries.x.shape[1]
+    square, bits, lost_sum, norm_sum, argmax = (t for t in sums[2:] if t is not None)
     valid = sums.total > 0
     total = torch.where(valid, sums.total.double(), torch.nan)
 
     kept = total / scale  # sum of 2^e over the weights kept, at least 1
-    lost = sums.lost.double() * 2.0**-ar.LOST_SHIFT
+    lost = lost_sum.double() * 2.0**-ar.LOST_SHIFT
     lse = ar.LN2 * (sums.peak + torch.log2(kept + lost))
     if queries.D is None:  # the logits went without what is the same for all references
         distance = squared_distance(queries.x, queries.alpha * b, limbs)
         lse = lse - distance / (2 * queries.sigma * queries.sigma)
-    entropy = ar.LN2 * (torch.log2(kept) + sums.bits.double() * 2.0**-ar.ENTROPY_SHIFT / total)
-    ess = total * total / (sums.square.double() * 2.0**ar.SQUARE_SHIFT)
-    norm = to_double(sums.norm) * ar.power_of_two(exponent) / total
+    entropy = ar.LN2 * (torch.log2(kept) + bits.double() * 2.0**-ar.ENTROPY_SHIFT / total)
+    ess = total * total / (square.double() * 2.0**ar.SQUARE_SHIFT)
+    norm = to_double(norm_sum) * ar.power_of_two(exponent) / total
     return TargetStats(
         lse,
         ess,
         entropy,
         1.0 / kept,
-        torch.where(valid, sums.argmax, -1),
+        torch.where(valid, argmax, -1),
         a * a * norm + dim * (b * b),
         lost / (kept + lost),
     )
