@@ -185,6 +185,7 @@ def largest_logits(
         peak = torch.maximum(peak, anchors.amax(1))  # NaN passes through
         if keep:
             kept.append((relative, anchors))
+        del relative, anchors  # before the next chunk's are made
     return peak, kept
 
 
@@ -216,6 +217,7 @@ def add_up(
         more = sums_of(stages, weights, peak, chunk.norms, first, exponent)
         sums = more if sums is None else sums.add_(more)
         first += len(chunk.norms)
+        del relative, anchors, weights, part, more  # before the next chunk's are made
     if num is None or sums is None:  # an empty shard
         num = torch.zeros((rows, refs.values.limbs, dim), dtype=torch.int64, device=peak.device)
         sums = Sums.zero(peak, exponent is not None)

@@ -225,6 +225,11 @@ class References:
         return self._values.limbs
 
     @property
+    def total(self) -> int:
+        """References of the whole set, of which this may be a shard."""
+        return len(self) if self._shard is None else self._shard[1]
+
+    @property
     def nbytes(self) -> int:
         """Size of the prepared references, bytes."""
         return self.limbs * len(self) * self._values.dim + self._norms.nbytes

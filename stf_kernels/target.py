@@ -261,6 +261,10 @@ def _call(
             x_t, ref, sigma, alpha=alpha, log_weight=log_weight, labels=labels, noise=noise, D=D
         )
     refs = _references(ref, x_t, precision, backend)
+    most = ar.MAX_REFERENCES_WITH_STATS if with_stats else ar.MAX_REFERENCES
+    if refs.total > most:
+        what = " for statistics" if with_stats else ""
+        raise ValueError(f"ref must have at most {most} references{what}, got {refs.total}")
     if log_weight is not None:
         log_weight = check_log_weight(log_weight, len(refs), x_t.device)
     labels = _labels(labels, refs, x_t)
