@@ -33,7 +33,9 @@ STF_HD int64_t round_to_int(double x) { return bits<int64_t>(x + kMagic) - bits<
 
 STF_HD double round_to_even(double x) { return (x + kMagic) - kMagic; }  // |x| < 2^51
 
-STF_HD double power_of_two(int64_t k) { return bits<double>((k + 1023) << 52); }
+STF_HD double power_of_two(int64_t k) {
+  return bits<double>(static_cast<uint64_t>(k + 1023) << 52);
+}
 
 // 2^e for kExp2Floor <= e <= 0: a degree-8 polynomial in e - rint(e), relative error 1.1e-12.
 STF_HD double exp2_spec(double e) {
@@ -49,6 +51,25 @@ STF_HD double exp2_spec(double e) {
   p = p * f + 0x1.62e42fef84cdep-1;
   p = p * f + 0x1.0p+0;
   return p * power_of_two(k);
+}
+
+// log2(1 + u) for u >= 0: k + t P(t^2) with 1 + u = 2^k (1 + f), t = f / (2 + f), relative error of
+// a few 2^-53; NaN for NaN and for infinity.
+STF_HD double log2_1p(double u) {
+  const uint64_t round_up = 0x3ff0000000000000 - 0x3fe6a09e667f3bcd;  // from sqrt(1/2) to 1
+  const int64_t k = static_cast<int64_t>((bits<uint64_t>(1.0 + u) + round_up) >> 52) - 1023;
+  const double f = (u - (power_of_two(k) - 1.0)) * power_of_two(-k);
+  const double t = f / (2.0 + f);
+  const double z = t * t;
+  double p = 0x1.b592d3c48c41cp-3;
+  p = p * z + 0x1.c46e1440404d7p-3;
+  p = p * z + 0x1.0ca160627dbfcp-2;
+  p = p * z + 0x1.484afb7a67652p-2;
+  p = p * z + 0x1.a61762d693934p-2;
+  p = p * z + 0x1.2776c50ee39dcp-1;
+  p = p * z + 0x1.ec709dc3a047dp-1;
+  p = p * z + 0x1.71547652b82fep+1;
+  return (bits<double>(bits<int64_t>(kMagic) + k) - kMagic) + t * p;  // double(k), vectorised
 }
 
 // The lowest balanced base-256 digit of q, and q without it.

@@ -21,6 +21,17 @@ stf::Digits digits(py::tuple fields) {
           fields[2].cast<int64_t>(), fields[3].cast<int64_t>(), fields[4].cast<bool>()};
 }
 
+stf::LogitRows logit_rows(py::tuple fields) {
+  return {at<const double>(fields[0].cast<Address>()), at<const double>(fields[1].cast<Address>()),
+          at<const double>(fields[2].cast<Address>()), at<const double>(fields[3].cast<Address>()),
+          at<const int64_t>(fields[4].cast<Address>())};
+}
+
+stf::LogitColumns logit_columns(py::tuple fields) {
+  return {at<const double>(fields[0].cast<Address>()), at<const double>(fields[1].cast<Address>()),
+          at<const int64_t>(fields[2].cast<Address>())};
+}
+
 stf::Survivors survivors(py::tuple fields) {
   return {fields[0].cast<int64_t>(),
           at<int64_t>(fields[1].cast<Address>()),
@@ -78,14 +89,13 @@ PYBIND11_MODULE(_C, m) {
   });
 
   m.def("logits",
-        [](py::tuple dots, int64_t rows, int64_t ref_limbs, Address slope, Address curvature,
-           Address norms, Address bias, Address labels, Address ref_labels, int64_t first,
-           int64_t n, Address relative, Address anchors, int threads) {
+        [](py::tuple dots, int64_t rows, int64_t ref_limbs, py::tuple of_samples, py::tuple of_refs,
+           int64_t first, int64_t n, Address relative, Address anchors, int threads) {
           const auto sums = digits(dots);
+          const auto samples = logit_rows(of_samples);
+          const auto refs = logit_columns(of_refs);
           py::gil_scoped_release unlocked;
-          cpu.logits(sums, rows, ref_limbs, at<const double>(slope), at<const double>(curvature),
-                     at<const double>(norms), at<const double>(bias), at<const int64_t>(labels),
-                     at<const int64_t>(ref_labels), first, n, at<float>(relative),
+          cpu.logits(sums, rows, ref_limbs, samples, refs, first, n, at<float>(relative),
                      at<double>(anchors), threads);
         });
 

@@ -126,8 +126,8 @@ STF_HD int64_t join(const Sum* sums, int64_t columns, int64_t c) {
 }
 
 struct Logits {
-  const double *slope, *curvature, *norms, *bias;
-  const int64_t *labels, *ref_labels;
+  LogitRows samples;
+  LogitColumns refs;
   int64_t rows, ref_limbs, first, n;
   float* relative;
   double* anchors;
@@ -162,13 +162,21 @@ struct Logits {
       for (int64_t k = 0; k < width; ++k) logit[k] = logit[k] * 256.0 + next[k];
     }
     const int64_t k0 = first + c;
-    const double a = slope[i], b = curvature[i];
-    for (int64_t k = 0; k < width; ++k) logit[k] = a * logit[k] - b * norms[k0 + k];
-    if (bias)
-      for (int64_t k = 0; k < width; ++k) logit[k] += bias[k0 + k];
-    if (labels && labels[i] != -1)
+    const double slope = samples.slope[i], curvature = samples.curvature[i];
+    for (int64_t k = 0; k < width; ++k)
+      logit[k] = slope * logit[k] - curvature * refs.norms[k0 + k];
+    if (samples.offset) {
+      const double offset = samples.offset[i], exponent = samples.exponent[i];
+      for (int64_t k = 0; k < width; ++k) {
+        const double u = offset - logit[k];
+        logit[k] = -exponent * log2_1p(u < 0 ? 0 : u);
+      }
+    }
+    if (refs.bias)
+      for (int64_t k = 0; k < width; ++k) logit[k] += refs.bias[k0 + k];
+    if (samples.labels && samples.labels[i] != -1)
       for (int64_t k = 0; k < width; ++k)
-        logit[k] = ref_labels[k0 + k] == labels[i] ? logit[k] : -kInfinity;
+        logit[k] = refs.labels[k0 + k] == samples.labels[i] ? logit[k] : -kInfinity;
     double anchor = -kInfinity;
     bool ordered = true;
     for (int64_t k = 0; k < width; ++k) {
@@ -183,12 +191,9 @@ struct Logits {
   }
 };
 
-void logits(Digits dots, int64_t rows, int64_t ref_limbs, const double* slope,
-            const double* curvature, const double* norms, const double* bias, const int64_t* labels,
-            const int64_t* ref_labels, int64_t first, int64_t n, float* relative, double* anchors,
-            int threads) {
-  const Logits stage{slope, curvature, norms, bias, labels,   ref_labels,
-                     rows,  ref_limbs, first, n,    relative, anchors};
+void logits(Digits dots, int64_t rows, int64_t ref_limbs, LogitRows samples, LogitColumns refs,
+            int64_t first, int64_t n, float* relative, double* anchors, int threads) {
+  const Logits stage{samples, refs, rows, ref_limbs, first, n, relative, anchors};
   if (dots.wide)
     stage.run<double, 2>(dots, threads);
   else if (dots.count == 3)

@@ -17,6 +17,20 @@ struct Digits {      // the sums of one limb product
   bool wide;         // float64 sums of base-65536 digits
 };
 
+struct LogitRows {          // what stage 2 needs of the samples
+  const double* slope;      // [B] A step
+  const double* curvature;  // [B] C
+  const double* offset;     // [B] G of Student-t noise, or null
+  const double* exponent;   // [B] K of Student-t noise, or null
+  const int64_t* labels;    // [B], or null
+};
+
+struct LogitColumns {     // what it needs of the references, besides their values
+  const double* norms;    // [n]
+  const double* bias;     // [n], or null
+  const int64_t* labels;  // [n], or null
+};
+
 struct Statistics {  // integer sums of each row, MATH.md section 7; null if not asked for
   int64_t* square;   // [B]
   int64_t* bits;     // [B]
@@ -52,12 +66,11 @@ struct CpuStages {
 
   // Input   the products of `rows` samples with references first, ..., first + columns - 1
   // Output  relative [rows, n] and anchors [rows, ceil(n / 128)] at those references
-  // Math    l = slope dot - curvature N + bias; m = max over a block of 128; r = float(l - m)
+  // Math    l = A dot - C N, of Student-t noise -K log2(1 + (G - l)), + bias;
+  //         m = max of l over a block of 128; r = float(l - m)
   // Presumes first is a multiple of 128
-  void (*logits)(Digits dots, int64_t rows, int64_t ref_limbs, const double* slope,
-                 const double* curvature, const double* norms, const double* bias,
-                 const int64_t* labels, const int64_t* ref_labels, int64_t first, int64_t n,
-                 float* relative, double* anchors, int threads);
+  void (*logits)(Digits dots, int64_t rows, int64_t ref_limbs, LogitRows samples, LogitColumns refs,
+                 int64_t first, int64_t n, float* relative, double* anchors, int threads);
 
   // Input   relative [rows, n], anchors [rows, ceil(n / 128)], peak M [rows]
   // Output  total [rows], survivors, statistics

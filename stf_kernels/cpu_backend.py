@@ -201,6 +201,7 @@ def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tup
         1, PRODUCT_BYTES // (ar.BLOCK * max(sums_per_column * dtype.itemsize, _copy(dtype) * terms))
     )
     buffer = torch.empty(sums_per_column * min(columns, n), dtype=dtype, device="cpu")
+    of_samples = (samples.slope, samples.curvature, *(samples.student or (None, None)))
     for first in range(0, n, columns):
         part = refs.values[:, first : first + columns]
         width = part.shape[1]
@@ -212,12 +213,8 @@ def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tup
             (dots.data_ptr(), spans, count, width, dtype == torch.float64),
             rows,
             ref_limbs,
-            samples.slope.data_ptr(),
-            samples.curvature.data_ptr(),
-            refs.norms.data_ptr(),
-            _address(refs.bias),
-            _address(samples.labels),
-            _address(refs.labels),
+            tuple(map(_address, (*of_samples, samples.labels))),
+            tuple(map(_address, (refs.norms, refs.bias, refs.labels))),
             first,
             n,
             relative.data_ptr(),
