@@ -27,9 +27,10 @@ OLDEST_CAPABILITY = (8, 0)
 
 SPARSE_SURVIVORS = 128  # a row with more goes through the matrix product
 MAX_ROWS = 1024
-ROW_BYTES = 2 << 30  # of a block of rows: logits, digits, sums
+BLOCK_BYTES = 2 << 30  # a GPU is best filled by the whole batch
 PART_TERMS = 512  # stage 4 cuts n into parts no shorter
 STATISTICS_SUMS = 5  # total, square, bits, lost, n - argmax
+ROUNDED_UP = 32 * 512  # bytes torch's allocator may add to all tensors of the stages
 EXACT = {"enable_fp_fusion": False}  # every launch: products and sums round apart
 
 
@@ -84,12 +85,14 @@ def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
-def rows_per_block(refs: Prepared, limbs: int) -> int:
-    """How many samples go through the stages together; no bit depends on it."""
-    ref_limbs, n, dim = refs.values.shape
-    row = (4 + limbs) * _padded(n) + (limbs + 8 * ref_limbs) * _padded(dim)
-    rows = min(MAX_ROWS, ROW_BYTES // row)
-    return rows // 64 * 64 or max(1, rows)  # whole tiles, and every block aligned like the first
+def workspace(rows: int, n: int, dim: int, ref_limbs: int, limbs: int) -> int:
+    """Bytes the stages allocate at most for `rows` samples with `n` references."""
+    quantized = limbs * _padded(dim) + 8
+    logit = 4 * _padded(n) + 8 * _ceil(n, ar.BLOCK)
+    weight = limbs * _padded(n) + 8 * SPARSE_SURVIVORS + 8 * STATISTICS_SUMS + 8 + 32  # argmax
+    num = 8 * (ref_limbs * dim + ar.NORM_LIMBS)
+    columns = (ref_limbs * dim + ar.NORM_LIMBS) * _padded(n)
+    return rows * (quantized + logit + weight + num) + columns + ROUNDED_UP
 
 
 def _padded(size: int) -> int:
@@ -98,6 +101,17 @@ def _padded(size: int) -> int:
 
 def _ceil(size: int, part: int) -> int:
     return -(-size // part)
+
+
+def _pitched(values: Tensor) -> tuple[Tensor, int]:
+    """References int8 [R, n, d] whose rows lie side by side, and the rows from limb to limb."""
+    _, n, dim = values.shape
+    limb, row, value = values.stride()
+    if values.is_contiguous():
+        return values, n
+    if (row, value) == (dim, 1) and limb % dim == 0:
+        return values, limb // dim  # a chunk of a set
+    return values.contiguous(), n
 
 
 def _width(size: int, most: int) -> int:
@@ -142,11 +156,11 @@ def norms(values: Tensor, twice_offset: float) -> Tensor:
 def transpose(values: Tensor) -> Tensor:
     """The copy [R, d, n padded to 128] of the references that stage 4 multiplies."""
     ref_limbs, n, dim = values.shape
-    values = values.contiguous()
+    values, pitch = _pitched(values)
     out = torch.empty((ref_limbs, dim, _padded(n)), dtype=torch.int8, device=values.device)
     with _on(values):
         grid = (ref_limbs * _ceil(n, 128) * _ceil(dim, 64),)
-        _kernels().transpose[grid](values, out, n, dim, R=ref_limbs, BN=128, BD=64, **EXACT)
+        _kernels().transpose[grid](values, out, n, dim, pitch, R=ref_limbs, BN=128, BD=64, **EXACT)
     return out
 
 
@@ -160,9 +174,14 @@ def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
     return digits, step
 
 
-def logits(samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]:
-    """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)]."""
+def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)].
+
+    No block is left out, whatever `floor`.
+    """
     ref_limbs, n, dim = refs.values.shape
+    values, pitch = _pitched(refs.values)
+    offset, exponent = samples.student or (None, None)
     rows, limbs, _ = samples.q.shape
     device = samples.q.device
     tile = tiles.logits(device, rows, n)
@@ -172,10 +191,12 @@ def logits(samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]:
     with _on(samples.q):
         _kernels().logits[(_ceil(rows, tile.BM) * blocks,)](
             samples.q,
-            refs.values,
+            values,
             refs.norms,
             samples.slope,
             samples.curvature,
+            offset,
+            exponent,
             refs.bias,
             samples.labels,
             refs.labels if samples.labels is not None else None,
@@ -184,6 +205,7 @@ def logits(samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]:
             rows,
             n,
             dim,
+            pitch,
             L=limbs,
             R=ref_limbs,
             SPANS=_ceil(dim, _kernels().SAFE_TERMS),
@@ -197,8 +219,15 @@ def logits(samples: Samples, refs: Prepared) -> tuple[Tensor, Tensor]:
     return relative[:, :n], anchors
 
 
-def weights(relative: Tensor, anchors: Tensor, precision: str, statistics: bool) -> Weights:
-    """Stage 3: integer weights P = rint(2^e lim) as lists and digits, and their sums."""
+def weights(
+    relative: Tensor, anchors: Tensor, peak: Tensor, precision: str, statistics: bool
+) -> Weights:
+    """Stage 3: integer weights P = rint(2^e lim) as lists and digits, and their sums.
+
+    Args:
+        relative, anchors: as `logits` returns them
+        peak: the largest logit of the row over all references, float64 [B]
+    """
     rows, n = relative.shape
     limbs = ar.LIMBS[precision]
 
@@ -213,21 +242,11 @@ def weights(relative: Tensor, anchors: Tensor, precision: str, statistics: bool)
         empty(1),
         empty(rows),
     )
-    peak = empty(rows, dtype=torch.float64)
     sums = empty(STATISTICS_SUMS if statistics else 1, rows, dtype=torch.int64)
     width = _width(n, 1024)
     with _on(relative):
-        _kernels().peaks[(rows,)](
-            anchors,
-            peak,
-            survivors.counts,
-            survivors.dense,
-            sums,
-            rows,
-            anchors.shape[1],
-            S=sums.shape[0],
-            BB=_width(anchors.shape[1], 1024),
-            **EXACT,
+        _kernels().clear[(_ceil(rows, 128),)](
+            survivors.counts, survivors.dense, sums, rows, S=sums.shape[0], BB=128, **EXACT
         )
         _kernels().weights[(rows * _ceil(n, width),)](
             relative,
@@ -245,10 +264,10 @@ def weights(relative: Tensor, anchors: Tensor, precision: str, statistics: bool)
             **EXACT,
         )
     if not statistics:
-        return Weights(survivors, sums[0], peak)
+        return Weights(survivors, sums[0])
     total, square, bits, lost, from_end = sums
-    argmax = torch.where(total > 0, n - from_end, -1)
-    return Weights(survivors, total, peak, square, bits, lost, argmax)
+    argmax = torch.where(from_end > 0, n - from_end, -1)
+    return Weights(survivors, total, square, bits, lost, argmax)
 
 
 def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None) -> Tensor:
@@ -262,7 +281,7 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
     survivors: _Survivors = weights.weight
     ref_limbs, n, dim = values.shape
     rows, limbs, _ = survivors.digits.shape
-    values = values.contiguous()
+    values, pitch = _pitched(values)
     if columns is None:
         columns = transpose(values)
     num = torch.empty((rows, ref_limbs, dim), dtype=torch.int64, device=values.device)
@@ -279,6 +298,7 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
             num,
             n,
             dim,
+            pitch,
             R=ref_limbs,
             CAPACITY=SPARSE_SURVIVORS,
             SLOTS=slots,

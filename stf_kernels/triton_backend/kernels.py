@@ -8,12 +8,13 @@ from triton.runtime.jit import JITFunction
 from . import products
 from .preparation import fix, magnitude, norms, transpose
 from .products import logits, multiply_dense
-from .rows import finish, gather, peaks, quantize, weights
+from .rows import clear, finish, gather, quantize, weights
 
 __all__ = [
     "INTERPRETED",
     "SAFE_TERMS",
     "VERSION",
+    "clear",
     "finish",
     "fix",
     "gather",
@@ -21,7 +22,6 @@ __all__ = [
     "magnitude",
     "multiply_dense",
     "norms",
-    "peaks",
     "quantize",
     "transpose",
     "weights",

@@ -14,6 +14,9 @@ BLOCK = tl.constexpr(ar.BLOCK)
 RADIX = tl.constexpr(ar.LIMB_RADIX)
 EXP2 = tl.constexpr(ar.EXP2_COEFFICIENTS)
 EXP2_DEGREE = tl.constexpr(len(ar.EXP2_COEFFICIENTS) - 1)
+LOG2 = tl.constexpr(ar.LOG2_COEFFICIENTS)
+LOG2_DEGREE = tl.constexpr(len(ar.LOG2_COEFFICIENTS) - 1)
+ABOVE_SQRT_HALF = tl.constexpr(ar.ONE_WORD - ar.SQRT_HALF_WORD)
 
 # 1.5 2^52 + x has x's nearest integer in its low bits, for |x| < 2^51.
 MAGIC = tl.constexpr(1.5 * 2.0**52)
@@ -65,6 +68,24 @@ def exp2(e):
         p = p * f
         p = p + EXP2[EXP2_DEGREE - i]
     return p * power_of_two(rint_int(e))
+
+
+@triton.jit
+def log2_1p(u):
+    """log2(1 + u) for u >= 0: k + t P(t^2), 1 + u = 2^k (1 + f), t = f / (2 + f).
+
+    NaN for NaN and for infinity.
+    """
+    word = (1.0 + u).to(tl.int64, bitcast=True)
+    k = ((word + ABOVE_SQRT_HALF) >> 52) - 1023
+    f = (u - (power_of_two(k) - 1.0)) * power_of_two(-k)
+    t = f / (2.0 + f)
+    z = t * t
+    p = tl.full(u.shape, LOG2[LOG2_DEGREE], tl.float64)
+    for i in tl.static_range(1, LOG2_DEGREE + 1):
+        p = p * z
+        p = p + LOG2[LOG2_DEGREE - i]
+    return k.to(tl.float64) + t * p
 
 
 @triton.jit

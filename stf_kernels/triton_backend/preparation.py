@@ -102,11 +102,13 @@ def half(p_values, i_ref, o_j, n, d, FIRST: tl.constexpr, R: tl.constexpr):
     return v
 
 
-@triton.jit(do_not_specialize=["n"])
-def transpose(p_values, p_columns, n, d, R: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
+@triton.jit(do_not_specialize=["n", "pitch"])
+def transpose(
+    p_values, p_columns, n, d, pitch, R: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr
+):
     """The copy of the references in which a value's n references lie side by side.
 
-    Input     values int8 [R, n, d]
+    Input     values int8 [R, n, d], limbs `pitch` references apart
     Output    columns int8 [R, d, n padded to 128], zero in the padding
     Math      columns_rjk = values_rkj
     Presumes  BN divides 128
@@ -117,7 +119,7 @@ def transpose(p_values, p_columns, n, d, R: tl.constexpr, BN: tl.constexpr, BD: 
     i_limb = tl.program_id(0) % R
     o_value = tl.program_id(0) // R % value_tiles * BD + tl.arange(0, BD)
     o_ref = tl.program_id(0) // R // value_tiles * BN + tl.arange(0, BN)
-    p_in = p_values + (i_limb * n.to(tl.int64) + o_ref)[:, None] * d + o_value[None, :]
+    p_in = p_values + (i_limb * tl.cast(pitch, tl.int64) + o_ref)[:, None] * d + o_value[None, :]
     b_values = tl.load(p_in, mask=(o_ref < n)[:, None] & (o_value < d)[None, :], other=0)
     p_out = p_columns + (i_limb * d + o_value.to(tl.int64))[:, None] * width + o_ref[None, :]
     tl.store(p_out, b_values.T, mask=(o_value < d)[:, None])

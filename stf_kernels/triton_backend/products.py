@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .. import arithmetic as ar
-from .numerics import BLOCK, RADIX, padded
+from .numerics import BLOCK, RADIX, log2_1p, padded
 
 # Terms of one int32 sum: the most that are safe, in whole steps of any tile.
 SAFE_TERMS = tl.constexpr(ar.MAX_INT32_TERMS // 256 * 256)
@@ -54,13 +54,15 @@ def digit_product(
     return total
 
 
-@triton.jit(do_not_specialize=["B", "n"])
+@triton.jit(do_not_specialize=["B", "n", "pitch"])
 def logits(
     p_q,
     p_values,
     p_norms,
     p_slope,
     p_curvature,
+    p_offset,
+    p_exponent,
     p_bias,
     p_labels,
     p_ref_labels,
@@ -69,6 +71,7 @@ def logits(
     B,
     n,
     d,
+    pitch,
     L: tl.constexpr,
     R: tl.constexpr,
     SPANS: tl.constexpr,
@@ -78,13 +81,16 @@ def logits(
 ):
     """Stage 2.
 
-    Input     q int8 [B, L, d padded to 128]; values int8 [R, n, d]; norms, bias float64 [n];
-              slope, curvature float64 [B]; labels int64 [B], ref_labels int64 [n]
+    Input     q int8 [B, L, d padded to 128]; values int8 [R, n, d], limbs `pitch` references
+              apart; norms, bias float64 [n]; slope, curvature, offset, exponent float64 [B];
+              labels int64 [B], ref_labels int64 [n]
     Output    relative float32 [B, n padded to 128], only columns below n; anchors float64
               [B, blocks]
-    Math      logit = slope dot - curvature norm + bias, anchor = max over the block,
+    Math      g = slope dot - curvature norm; logit = g + bias, for Student-t noise
+              logit = -exponent log2(1 + max(offset - g, 0)) + bias; anchor = max over the block,
               relative = float32(logit - anchor)
-    Presumes  SPANS = ceil(d / SAFE_TERMS); RAGGED unless BK divides d; bias and labels may be None
+    Presumes  SPANS = ceil(d / SAFE_TERMS); RAGGED unless BK divides d; bias, labels, and offset
+              with exponent may be None
     Tiles     BM samples by one block of 128 references; samples fastest, to share the block in L2
     """
     row_tiles = tl.cdiv(B, BM)
@@ -98,7 +104,7 @@ def logits(
     dot = tl.zeros((BM, BLOCK), tl.float64)
     for i in range(R):
         limb = R - 1 - i
-        o_value = (limb * n + o_ref.to(tl.int64)) * d
+        o_value = (limb * tl.cast(pitch, tl.int64) + o_ref) * d
         total = tl.zeros((BM, BLOCK), tl.int64)
         for span in range(SPANS):
             total += digit_product(
@@ -121,6 +127,11 @@ def logits(
     b_curvature = tl.load(p_curvature + o_row, mask=m_row, other=0.0)
     b_norm = tl.load(p_norms + o_ref, mask=m_ref, other=0.0)
     logit = b_slope[:, None] * dot - b_curvature[:, None] * b_norm[None, :]
+    if p_offset is not None:
+        b_offset = tl.load(p_offset + o_row, mask=m_row, other=0.0)
+        b_exponent = tl.load(p_exponent + o_row, mask=m_row, other=0.0)
+        u = b_offset[:, None] - logit
+        logit = -b_exponent[:, None] * log2_1p(tl.where(u < 0, 0.0, u))
     if p_bias is not None:
         logit = logit + tl.load(p_bias + o_ref, mask=m_ref, other=0.0)[None, :]
     m_seen = m_ref[None, :]

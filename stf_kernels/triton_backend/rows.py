@@ -56,32 +56,22 @@ def quantize(p_x, p_q, p_step, d, L: tl.constexpr, BD: tl.constexpr):
     tl.store(p_step + i_row, tl.where(finite, power_of_two(exponent), float("nan")))
 
 
-@triton.jit(do_not_specialize=["B", "blocks"])
-def peaks(
-    p_anchors, p_peak, p_count, p_dense, p_sums, B, blocks, S: tl.constexpr, BB: tl.constexpr
-):
-    """The first half of stage 3, and a clean slate for the second.
+@triton.jit(do_not_specialize=["B"])
+def clear(p_count, p_dense, p_sums, B, S: tl.constexpr, BB: tl.constexpr):
+    """A clean slate for stage 3.
 
-    Input     anchors float64 [B, blocks]
-    Output    peak float64 [B]; zeros in count int32 [B], sums int64 [S, B] and dense int32 [1]
-    Math      peak = max over the blocks, NaN if one is NaN
+    Input     nothing
+    Output    zeros in count int32 [B], dense int32 [1] and sums int64 [S, B]
+    Math      none
     Presumes  nothing
-    Tiles     one row, BB anchors at a time
+    Tiles     BB rows
     """
-    i_row = tl.program_id(0).to(tl.int64)
-    largest = tl.full((BB,), float("-inf"), tl.float64)
-    unknown = tl.zeros((BB,), tl.int32)
-    for block in range(0, blocks, BB):
-        o_b = block + tl.arange(0, BB)
-        anchor = tl.load(p_anchors + i_row * blocks + o_b, mask=o_b < blocks, other=float("-inf"))
-        unknown = unknown | (anchor != anchor).to(tl.int32)
-        largest = tl.where(anchor > largest, anchor, largest)
-    peak = tl.where(tl.max(unknown, 0) > 0, float("nan"), tl.max(largest, 0))
-    tl.store(p_peak + i_row, peak)
-    tl.store(p_count + i_row, 0)
+    o_row = tl.program_id(0) * BB + tl.arange(0, BB)
+    m_row = o_row < B
+    tl.store(p_count + o_row, tl.zeros((BB,), tl.int32), mask=m_row)
     for s in tl.static_range(S):
-        tl.store(p_sums + s * B + i_row, 0)
-    if i_row == 0:
+        tl.store(p_sums + s * B + o_row, tl.zeros((BB,), tl.int64), mask=m_row)
+    if tl.program_id(0) == 0:
         tl.store(p_dense, 0)
 
 
@@ -112,9 +102,9 @@ def weights(
     Output    count int32 [B]: survivors; index, weight int32 [B, CAPACITY]: the first ones to come;
               digits int8 [B, L, n padded to 128], zero in the padding; dense int32 [1] and
               dense_rows int32 [B]: the rows with more than CAPACITY; sums int64 [S, B]: total and,
-              with STATISTICS, square, bits, lost and n - argmax
+              with STATISTICS, square, bits, lost and n - argmax, 0 without an e = 0
     Math      e = relative + (anchor - peak), P = rint(2^e lim(L)), zero for e < -63
-    Presumes  `peaks` has run
+    Presumes  `clear` has run; a row whose peak is not finite has no weight
     Tiles     one row, BK references; the order of lists and of dense rows is chance, no sum is
     """
     LIMIT: tl.constexpr = 127 * ((RADIX**L - 1) // (RADIX - 1))
@@ -127,7 +117,7 @@ def weights(
     relative = tl.load(p_relative + i_row * o_relative + o_k, mask=m_k, other=float("-inf"))
     anchor = tl.load(p_anchors + i_row * blocks + o_k // BLOCK, mask=m_k, other=float("-inf"))
     e = relative.to(tl.float64) + (anchor - peak)
-    alive = e >= EXP2_FLOOR  # a peak that is not finite leaves NaN or -inf in e
+    alive = (e >= EXP2_FLOOR) & (e < float("inf"))  # a peak that is not finite leaves none in e
     e = tl.where(alive, e, 0.0)
     p = tl.where(alive, exp2(e), 0.0)
     weight = rint_int(p * LIMIT)
@@ -159,7 +149,7 @@ def weights(
         tl.atomic_max(p_sums + 4 * B + i_row, first, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "pitch"])
 def gather(
     p_count,
     p_index,
@@ -169,6 +159,7 @@ def gather(
     p_num,
     n,
     d,
+    pitch,
     R: tl.constexpr,
     CAPACITY: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -181,7 +172,7 @@ def gather(
     """Stage 4 for the rows with few survivors.
 
     Input     count int32 [B]; index, weight int32 [B, CAPACITY]; dense int32 [1];
-              values int8 [R, n, d]
+              values int8 [R, n, d], limbs `pitch` references apart
     Output    num int64 [B, R, d]; zeros for a dense row if `multiply_dense` will add to it
     Math      num_ij = sum over the survivors k of P_ik v_kj
     Presumes  SLOTS, PART, BM and BN as for `multiply_dense`, which comes after
@@ -200,7 +191,7 @@ def gather(
             o_s = s + tl.arange(0, BK)
             k = tl.load(p_index + i_row * CAPACITY + o_s, mask=o_s < count, other=0).to(tl.int64)
             w = tl.load(p_weight + i_row * CAPACITY + o_s, mask=o_s < count, other=0)
-            p_v = p_values + (i_limb * n + k)[:, None] * d + o_value[None, :]
+            p_v = p_values + (i_limb * tl.cast(pitch, tl.int64) + k)[:, None] * d + o_value[None, :]
             v = tl.load(p_v, mask=m_value[None, :], other=0)
             num += w.to(tl.int64)[:, None] * v
         tl.store(p_out, tl.sum(num, 0), mask=m_value)
