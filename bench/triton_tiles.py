@@ -54,8 +54,8 @@ def compiles_well(tile: Tile, architecture: int) -> bool:
 
 
 def logits_constants(tile: Tile, L: int, R: int, ragged: bool) -> dict[str, object]:
-    """Constants of stage 2, without log_weight and labels."""
-    absent = dict.fromkeys(("p_bias", "p_labels", "p_ref_labels"))
+    """Constants of stage 2 for Gaussian noise, without log_weight and labels."""
+    absent = dict.fromkeys(("p_offset", "p_exponent", "p_bias", "p_labels", "p_ref_labels"))
     return {**absent, "L": L, "R": R, "SPANS": 1, "RAGGED": ragged, "BM": tile.BM, "BK": tile.BK}
 
 
@@ -101,9 +101,11 @@ def logits_call(rows: int, n: int, dim: int) -> Callable[[], object]:
 def dense_call(rows: int, n: int, dim: int) -> Callable[[], object]:
     """Stage 4 of rows that all have more survivors than are gathered."""
     _, refs = random_problem(rows, n, dim)
+    peak = torch.zeros(rows, device="cuda", dtype=torch.float64)
     weights: Weights = triton_backend.weights(
         torch.zeros(rows, n, device="cuda"),
-        torch.zeros(rows, -(-n // 128), device="cuda", dtype=torch.float64),
+        peak[:, None].repeat(1, -(-n // 128)),
+        peak,
         "exact",
         False,
     )
