@@ -248,7 +248,7 @@ class References:
     def prepared(self, log_weight: Tensor | None, *, by_label: bool, backend: str) -> PreparedSet:
         """What `ops.stable_target` takes; `log_weight` [n] is added to the set's own."""
         total = self.log_weights(log_weight)
-        values = self._values.tensor if isinstance(self._values, Resident) else None
+        values = self._values.load() if isinstance(self._values, Resident) else None
         if values is None and self._norms.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"references in a {self.placement} cannot pass inside a CUDA graph: load() them"
@@ -275,7 +275,7 @@ class References:
             return None
         if torch.compiler.is_compiling():
             return self._columns
-        values = self._values.tensor
+        values = self._values.load()
         if values.is_cuda and torch.cuda.is_current_stream_capturing():
             return self._columns
         if self._columns is None:
@@ -344,7 +344,10 @@ class References:
 
     def to(self, device: torch.device | str) -> References:
         """The same references for targets on `device`; values in a file or in host memory stay."""
-        return self._moved(self._values.to(torch.device(device)))
+        device = torch.device(device)
+        if isinstance(self._values, Resident):
+            return self._moved(Resident(self._values.load().to(device)))
+        return self._moved(self._values.to(device))
 
     def load(self) -> References:
         """The same references with their values on the device."""
@@ -356,9 +359,9 @@ class References:
         """The same references with their values in page-locked host memory, from where a few
         chunks at a time go to the device; on the CPU, and out of a file, they stay as they are.
         """
-        if not isinstance(self._values, Resident) or not self._values.tensor.is_cuda:
+        if not isinstance(self._values, Resident) or self.device.type != "cuda":
             return self
-        return self._moved(Host(self._values.tensor.cpu().pin_memory(), self.device))
+        return self._moved(Host(self._values.load().cpu().pin_memory(), self.device))
 
     def with_flips(self) -> References:
         """Twice as many references: these, and behind them their mirror images.
@@ -401,8 +404,9 @@ class References:
         blocks = -(-n // ar.BLOCK)
         start, stop = (min(n, ar.BLOCK * (blocks * r // size)) for r in (rank, rank + 1))
         part = slice(start, stop)
+        values = self._values.part(start, stop)
         shard = self._with(
-            self._values.part(start, stop),
+            Resident(values.load()) if isinstance(values, Resident) else values,
             self._norms[part],
             None if self.labels is None else self.labels[part],
             None if self.log_weight is None else self.log_weight[part],
