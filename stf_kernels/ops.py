@@ -9,7 +9,7 @@ from . import handles, pipeline
 from .backends import resolve
 from .parameterization import coefficients
 from .pipeline import ReferenceSet
-from .ranks import Alone
+from .ranks import Alone, Group
 from .stages import Queries
 from .statistics import TargetStats
 from .storage import Resident
@@ -63,12 +63,27 @@ def stable_target(
     """
     if x.shape[0] == 0 and not group:
         return _outputs(x, with_stats)
-    c_D, c_x = coefficients(kind, sigma, alpha, parameters)
-    queries = Queries(x, sigma, alpha, D, labels, c_D, c_x)
-    source = handles.STORED[stored] if values is None else Resident(values)
-    refs = ReferenceSet(source, norms, affine, bias, ref_labels, columns, shard[0])
-    stages = resolve(backend, x.device)
-    out, stats = pipeline.run(stages, queries, refs, precision, with_stats, workspace, Alone())
+    with Group(handles.GROUPS[group]) if group else Alone() as ranks:
+        c_D, c_x = coefficients(kind, sigma, alpha, parameters)
+        queries = Queries(x, sigma, alpha, D, labels, c_D, c_x)
+        source = handles.STORED[stored] if values is None else Resident(values)
+        refs = ReferenceSet(source, norms, affine, bias, ref_labels, columns, shard[0])
+        stages = resolve(backend, x.device)
+        if isinstance(ranks, Group):
+            choices = {
+                "x_t": f"[B, {x.shape[1]}] {x.dtype} on {x.device.type}",
+                "ref": f"references of {source.limbs} limbs",
+                "target": repr(kind),
+                "log_weight": "none" if bias is None else "given",
+                "labels": "none" if labels is None else "given",
+                "noise": "'gaussian'" if D is None else "'student_t'",
+                "precision": repr(precision),
+                "the function": "stable_target_with_stats" if with_stats else "stable_target",
+            }
+            queries = ranks.gather(queries, choices, shard[0], len(norms), shard[1])
+            if len(queries.x) == 0:
+                return _outputs(x, with_stats)
+        out, stats = pipeline.run(stages, queries, refs, precision, with_stats, workspace, ranks)
     return [out] if stats is None else [out, *stats]
 
 

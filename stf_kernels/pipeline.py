@@ -81,6 +81,7 @@ def run(
     limbs = ar.LIMBS[precision]
     rows, n = len(queries.x), len(refs.norms)
     cut = plan(stages, rows, ranks.largest_shard(n), refs.values, limbs, workspace)
+    cut = cut._replace(rows=ranks.fewest(cut.rows))  # blocks of rows are the same everywhere
     if refs.columns is None and refs.values.placement == "resident" and 0 < n <= cut.columns:
         # Once for all blocks of rows.
         refs = refs._replace(columns=stages.transpose(refs.values.load()))

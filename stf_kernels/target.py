@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import arithmetic as ar
-from . import ops
+from . import ops, ranks
 from .parameterization import Parameterization, parse
 from .references import (
     FLOAT_DTYPES,
@@ -71,6 +71,12 @@ def stable_target(
         D: degrees of freedom of Student-t noise, number, [B] or [B, 1, ...], > 0
         precision: "exact" (31-bit samples and weights) or "fast" (23-bit)
         backend: "auto", "cpu", "triton" or "torch"
+        group: processes of torch.distributed that share the references. ref is this one's shard,
+            `refs.shard(group)`, and log_weight [len(ref)] that of the shard; x_t is its own, of
+            any length, 0 included. All of them must call, with the same choices: the call sends
+            every process all samples, labels and levels, then their largest logits and integer
+            sums, and waits for the others. Bits are those of the whole set in one process. Where
+            one process raises, all do
         workspace: memory to stay below beside arguments and result, bytes; references that do not
             fit pass in chunks, and no bit of the target depends on it
         validate: inspect the values (this waits for the device) and raise for what would be NaN
@@ -82,6 +88,7 @@ def stable_target(
         TypeError, ValueError: naming the argument, what was expected and what came; for labels on
             the CPU also the class that has no reference
         BackendUnavailable: the backend asked for cannot run on x_t's device
+        RuntimeError: another process of the group failed, or this one is not in it
 
     Example:
         >>> refs = stf_kernels.References(images, value_range=(-1, 1))
@@ -218,6 +225,8 @@ def validate(
         raise ValueError(
             f"log_weight[{_first(bad)}] must be finite or -inf, got {weight[_first(bad)]:g}"
         )
+    if refs._shard is not None:
+        return  # what it leaves out, other shards may have
     counted = weight > -torch.inf
     if not bool(counted.any()):
         raise ValueError("log_weight must leave at least one reference, got -inf for all")
@@ -252,41 +261,60 @@ def _call(
     validate_values: bool,
     with_stats: bool,
 ) -> list[Tensor]:
-    _check_samples(x_t)
-    if not isinstance(precision, str) or precision not in ar.LIMBS:
-        raise ValueError(f"precision must be 'exact' or 'fast', got {precision!r}")
-    kind, parameters = parse(target)
-    if validate_values:
-        validate(
-            x_t, ref, sigma, alpha=alpha, log_weight=log_weight, labels=labels, noise=noise, D=D
+    number = 0 if group is None else ranks.number(group)
+    try:
+        _check_samples(x_t)
+        _check_shard(ref, group)
+        if not isinstance(precision, str) or precision not in ar.LIMBS:
+            raise ValueError(f"precision must be 'exact' or 'fast', got {precision!r}")
+        kind, parameters = parse(target)
+        if validate_values:
+            validate(
+                x_t, ref, sigma, alpha=alpha, log_weight=log_weight, labels=labels, noise=noise, D=D
+            )
+        refs = _references(ref, x_t, precision, backend)
+        most = ar.MAX_REFERENCES_WITH_STATS if with_stats else ar.MAX_REFERENCES
+        if refs.total > most:
+            what = " for statistics" if with_stats else ""
+            raise ValueError(f"ref must have at most {most} references{what}, got {refs.total}")
+        if log_weight is not None:
+            log_weight = check_log_weight(log_weight, len(refs), x_t.device)
+        labels = _labels(labels, refs, x_t)
+        if labels is not None and readable(labels):
+            _check_classes(labels, refs)
+        x = x_t.detach().flatten(1)
+        x = (x if x.dtype == torch.float64 else x.float()).contiguous()
+        arguments = (
+            x,
+            _per_row("sigma", sigma, x_t),
+            _per_row("alpha", alpha, x_t),
+            _freedom(noise, D, x_t),
+            labels,
+            *refs.prepared(log_weight, by_label=labels is not None, backend=backend),
+            number,
+            kind,
+            [_per_row(f"a parameter of target {kind!r}", p, x_t) for p in parameters],
+            precision,
+            backend,
+            _bytes(workspace),
+            with_stats,
         )
-    refs = _references(ref, x_t, precision, backend)
-    most = ar.MAX_REFERENCES_WITH_STATS if with_stats else ar.MAX_REFERENCES
-    if refs.total > most:
-        what = " for statistics" if with_stats else ""
-        raise ValueError(f"ref must have at most {most} references{what}, got {refs.total}")
-    if log_weight is not None:
-        log_weight = check_log_weight(log_weight, len(refs), x_t.device)
-    labels = _labels(labels, refs, x_t)
-    if labels is not None and readable(labels):
-        _check_classes(labels, refs)
-    x = x_t.detach().flatten(1)
-    x = (x if x.dtype == torch.float64 else x.float()).contiguous()
-    return ops.stable_target(
-        x,
-        _per_row("sigma", sigma, x_t),
-        _per_row("alpha", alpha, x_t),
-        _freedom(noise, D, x_t),
-        labels,
-        *refs.prepared(log_weight, by_label=labels is not None, backend=backend),
-        0,
-        kind,
-        [_per_row(f"a parameter of target {kind!r}", p, x_t) for p in parameters],
-        precision,
-        backend,
-        _bytes(workspace),
-        with_stats,
-    )
+    except Exception as error:
+        if group is not None and not torch.compiler.is_compiling():
+            ranks.Group(group).tell(error)
+        raise
+    return ops.stable_target(*arguments)
+
+
+def _check_shard(ref: Tensor | References, group: ProcessGroup | None) -> None:
+    """Raises unless `ref` is a shard exactly if there is a group."""
+    is_shard = isinstance(ref, References) and ref._shard is not None
+    if group is None and is_shard:
+        raise ValueError(f"group must be that of refs.shard(group) for a shard, got None for {ref}")
+    if group is not None and not is_shard:
+        raise ValueError(
+            f"ref must be a shard, refs.shard(group) of References, with group, got {describe(ref)}"
+        )
 
 
 def _freedom(noise: str, D: Tensor | float | None, x_t: Tensor) -> Tensor | None:
