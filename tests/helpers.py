@@ -106,6 +106,7 @@ def posterior(
     precision: str,
     reach: float = 1.0,
     grid: float = 0.0,
+    D: Tensor | float | None = None,
 ) -> Posterior:
     """The truth about the weights with the errors that the specification's roundings allow.
 
@@ -113,30 +114,38 @@ def posterior(
     sum_k w_k exp(-eta_k). What makes eta: the sample's rounding, at most max|x| / lim in each
     value; the references' likewise; the float32 logit, relative to its distance from the largest;
     the float64 operations; the polynomial. The integer weight adds half of 1 / lim of the largest.
+    A Student-t logit changes with the squared distance as a Gaussian one of variance
+    (sigma^2 D + distance^2) / (d + D) does; a rounding of the sample that is the same for all
+    references does not cancel there.
 
     Args:
-        x, y, sigma, alpha, log_weight: as `oracle.posterior` takes them
+        x, y, sigma, alpha, log_weight, D: as `oracle.posterior` takes them
         precision: "exact" or "fast"
         reach: largest magnitude of the references' value range
         grid: how far a reference's value may be from the one computed with
     """
-    logit, _ = oracle.posterior(x, y, sigma, alpha)
+    logit, _ = oracle.posterior(x, y, sigma, alpha, D=D)
+    distance = oracle.squared_distance(x, y, alpha).sqrt()
     x, y = x.double().flatten(1), y.double().flatten(1)
-    sigma, alpha = per_row(sigma, x), per_row(alpha, x)
+    variance, alpha = per_row(sigma, x) ** 2, per_row(alpha, x)
     limit, width = LIMIT[LIMBS[precision]], x.shape[1] ** 0.5
-    distance = sigma * (-2 * logit).sqrt()  # ||x - alpha y||
     if log_weight is not None:
         logit = logit + log_weight.double()
     w = torch.softmax(logit, 1)
     spread = torch.cdist(w @ y, y, compute_mode="donot_use_mm_for_euclid_dist")
 
     sample = width * x.abs().amax(1, keepdim=True) / limit
-    eta = alpha.abs() / sigma**2 * (sample * spread + width * grid * distance)
-    size = alpha.abs() * width * reach
-    operands = size * x.norm(dim=1, keepdim=True) + 2 * size**2
+    size, norm = alpha.abs() * width * reach, x.norm(dim=1, keepdim=True)
+    moves, operands = alpha.abs() * spread, size * norm + 2 * size**2
+    if D is not None:
+        freedom = per_row(D, x)
+        variance = (variance * freedom + distance**2) / (x.shape[1] + freedom)
+        moves, operands = distance, 4 * (norm + size) ** 2
+    eta = (sample * moves + alpha.abs() * width * grid * distance) / variance
+    eta = eta + 16 * HALF_ULP64 * (logit.abs().nan_to_num(posinf=0.0) if D is not None else 0)
     gap = (logit.amax(1, keepdim=True) - logit).nan_to_num(posinf=0.0)
-    eta = eta + 4 * HALF_ULP64 * operands / sigma**2 + HALF_ULP32 * gap + EXP2_ERROR
-    eta = eta + 32 * HALF_ULP64 * distance**2 / sigma**2  # the oracle's own sums
+    eta = eta + 4 * HALF_ULP64 * operands / variance + HALF_ULP32 * gap + EXP2_ERROR
+    eta = eta + 32 * HALF_ULP64 * distance**2 / variance  # the oracle's own sums
 
     log_w = torch.log_softmax(logit, 1)
     upper, lower = torch.exp(log_w + eta), torch.exp(log_w - eta)

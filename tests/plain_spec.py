@@ -25,6 +25,20 @@ POLYNOMIAL = [
         "0x1.63d12d5a78103p-20",
     )
 ]
+LOG2_POLYNOMIAL = [
+    float.fromhex(c)
+    for c in (
+        "0x1.71547652b82fep+1",
+        "0x1.ec709dc3a047dp-1",
+        "0x1.2776c50ee39dcp-1",
+        "0x1.a61762d693934p-2",
+        "0x1.484afb7a67652p-2",
+        "0x1.0ca160627dbfcp-2",
+        "0x1.c46e1440404d7p-3",
+        "0x1.b592d3c48c41cp-3",
+    )
+]
+SQRT_HALF = struct.unpack("<d", (0x3FE6A09E667F3BCD).to_bytes(8, "little"))[0]
 
 
 def float32(x: float) -> float:
@@ -84,6 +98,26 @@ def horner(parts: list[int]) -> float:
     return out
 
 
+def log2_1p(u: float) -> float:
+    mantissa, k = math.frexp(1.0 + u)  # in [1/2, 1)
+    if mantissa < SQRT_HALF:
+        k -= 1
+    f = (u - (2.0**k - 1.0)) * 2.0**-k
+    t = f / (2.0 + f)
+    z = t * t
+    p = LOG2_POLYNOMIAL[-1]
+    for c in LOG2_POLYNOMIAL[-2::-1]:
+        p = p * z + c
+    return float(k) + t * p
+
+
+def squared_distance(q: list[int], step: float, offset: float) -> float:
+    """S: ||step q - offset||^2 from sums of integers."""
+    q2, q1 = norm(q, 0.0, 4), float(sum(q))
+    z = offset / step
+    return (step * step) * ((q2 - (2.0 * z) * q1) + len(q) * (z * z))
+
+
 def target_row(
     x: list[float],
     v: list[list[int]],
@@ -96,8 +130,12 @@ def target_row(
     limbs: int,
     bias: list[float] | None = None,
     allowed: list[bool] | None = None,
+    freedom: float | None = None,
 ) -> list[float]:
-    """The target of one sample before the rounding to the output's type."""
+    """The target of one sample before the rounding to the output's type.
+
+    `freedom` is D of Student-t noise, None for Gaussian noise.
+    """
     dim, n = len(x), len(v)
     a, b = affine
     if not all(map(math.isfinite, x)) or not sigma > 0:
@@ -106,12 +144,21 @@ def target_row(
     q = [round(value / step) for value in x]
     digits = [[limbs_of(value, ref_limbs) for value in row] for row in v]
     slope = alpha * a
-    big_a = LOG2E * slope / (sigma * sigma) * step
-    big_c = LOG2E / 2 * slope * slope / (sigma * sigma)
+    if freedom is None:
+        big_a = LOG2E * slope / (sigma * sigma) * step
+        big_c = LOG2E / 2 * slope * slope / (sigma * sigma)
+        big_g = 0.0
+    else:
+        big_a = (2.0 * slope) / ((sigma * sigma) * freedom) * step
+        big_c = (slope * slope) / ((sigma * sigma) * freedom)
+        big_g = squared_distance(q, step, alpha * b) / ((sigma * sigma) * freedom)
     logits = []
     for k in range(n):
         dots = [sum(q[j] * digits[k][j][r] for j in range(dim)) for r in range(ref_limbs)]
         logit = big_a * horner(dots) - big_c * norm(v[k], ratio, ref_limbs)
+        if freedom is not None:
+            u = big_g - logit
+            logit = -(0.5 * (dim + freedom)) * log2_1p(0.0 if u < 0 else u)
         if bias is not None:
             logit = logit + LOG2E * bias[k]
         logits.append(logit if allowed is None or allowed[k] else -INF)
