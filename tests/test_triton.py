@@ -19,6 +19,7 @@ from stf_kernels import (
     BackendUnavailable,
     References,
     golden,
+    pipeline,
     stable_target,
     stable_target_with_stats,
     triton_backend,
@@ -34,7 +35,7 @@ NO_GPU = (
     else "torch sees no CUDA device"
 )
 needs_gpu = pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
-INTERPRETED, INTERPRETED_TESTS = "tests/triton_interpreted.py", 110
+INTERPRETED, INTERPRETED_TESTS = "tests/triton_interpreted.py", 171
 
 
 def run(code: str, **environment: str) -> str:
@@ -122,15 +123,29 @@ def test_golden_hashes_on_a_gpu(case):
 @needs_gpu
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (33, 1000, 100), (300, 4096, 3072), (64, 9000, 768)])
-def test_a_gpu_computes_the_specification_s_bits(shape, precision):
+@pytest.mark.parametrize("noise", [{}, {"noise": "student_t", "D": 128}], ids=["gaussian", "t"])
+def test_a_gpu_computes_the_specification_s_bits(shape, precision, noise):
     torch.manual_seed(0)
     x, u, sigma = (t.cuda() for t in problem(shape, torch.float32))
     refs = References(u, value_range=(-1, 1))
-    expected = stable_target_with_stats(x, refs, sigma, precision=precision, backend="torch")
-    found = stable_target_with_stats(x, refs, sigma, precision=precision)
+    options = {"precision": precision, **noise}
+    expected = stable_target_with_stats(x, refs, sigma, backend="torch", **options)
+    found = stable_target_with_stats(x, refs, sigma, backend="triton", **options)
     assert_same_bits(found[0], expected[0])
     for a, b in zip(found[1], expected[1], strict=True):
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+@needs_gpu
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("limbs", [1, 3])
+def test_references_in_chunks_on_a_gpu(monkeypatch, limbs, kept):
+    torch.manual_seed(4)
+    x, u, sigma = (t.cuda() for t in problem((64, 5000, 300), torch.float32))
+    refs = References(u.float() / 99, limbs=limbs)
+    expected = stable_target(x, refs, sigma, backend="triton")
+    monkeypatch.setattr(pipeline, "plan", lambda *_: pipeline.Plan(40, 1024, kept))
+    assert_same_bits(stable_target(x, refs, sigma, backend="triton"), expected)
 
 
 @needs_gpu

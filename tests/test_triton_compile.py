@@ -17,10 +17,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from stf_kernels import References, stable_target, stable_target_with_stats, triton_backend
 from stf_kernels import arithmetic as ar
-from stf_kernels import triton_backend
-from stf_kernels.pipeline import run as run_pipeline
-from stf_kernels.stages import Prepared
 from stf_kernels.triton_backend import PART_TERMS, SPARSE_SURVIVORS, kernels, table
 from stf_kernels.triton_backend.offline import ARCHITECTURES, Code, compile_kernel
 
@@ -45,15 +43,34 @@ def assert_good(code: Code, architecture: int, tile: table.Tile) -> None:
     assert INEXACT.search(code.ptx) is None
 
 
-@pytest.mark.parametrize(("L", "R", "ragged"), [(4, 1, False), (4, 4, True), (3, 3, False)])
+CONDITIONS = ("p_bias", "p_labels", "p_ref_labels")
+STUDENT = ("p_offset", "p_exponent")
+
+
+@pytest.mark.parametrize(
+    ("L", "R", "spans", "ragged", "absent"),
+    [
+        (4, 1, 1, False, CONDITIONS + STUDENT),
+        (3, 3, 1, False, CONDITIONS + STUDENT),
+        (4, 4, 2, True, STUDENT),
+        (4, 1, 1, False, CONDITIONS),
+        (4, 4, 2, True, ()),
+    ],
+)
 @pytest.mark.parametrize(("architecture", "tile"), tiles(table.LOGITS), ids=str)
-def test_logits(architecture, tile, L, R, ragged):
-    absent = dict.fromkeys(() if ragged else ("p_bias", "p_labels", "p_ref_labels"))
-    sizes = {"L": L, "R": R, "SPANS": 1, "RAGGED": ragged, "BM": tile.BM, "BK": tile.BK}
+def test_logits(architecture, tile, L, R, spans, ragged, absent):
+    sizes = {"L": L, "R": R, "SPANS": spans, "RAGGED": ragged, "BM": tile.BM, "BK": tile.BK}
     code = compile_kernel(
-        kernels.logits, {**absent, **sizes}, architecture, warps=tile.warps, stages=tile.stages
+        kernels.logits,
+        {**dict.fromkeys(absent), **sizes},
+        architecture,
+        warps=tile.warps,
+        stages=tile.stages,
     )
     assert_good(code, architecture, tile)
+    student = "p_offset" not in absent
+    assert ("div.rn.f64" in code.ptx) == student
+    assert (set(ar.LOG2_COEFFICIENTS) <= doubles(code.ptx)) == student
 
 
 @pytest.mark.parametrize("L", [4, 3])
@@ -69,7 +86,7 @@ def test_multiply_dense(architecture, tile, L):
 
 ROW_KERNELS = {
     "quantize": {"L": 4, "BD": 1024},
-    "peaks": {"S": 5, "BB": 128},
+    "clear": {"S": 5, "BB": 128},
     "weights": {"L": 4, "CAPACITY": SPARSE_SURVIVORS, "STATISTICS": True, "BK": 1024},
     "gather": {
         "R": 1,
@@ -98,6 +115,7 @@ def test_row_kernels(name, architecture):
     assert INEXACT.search(code.ptx) is None
     if name == "weights":
         assert set(ar.EXP2_COEFFICIENTS) <= doubles(code.ptx)
+    assert ("div.rn.f64" in code.ptx) == (name == "finish")
 
 
 def doubles(ptx: str) -> set[float]:
@@ -130,21 +148,20 @@ def test_every_launch_of_the_stages_binds_and_compiles(monkeypatch):
     monkeypatch.setattr(driver, "_active", NoDevice())
     monkeypatch.setattr(JITFunction, "run", compile_only)
     monkeypatch.setattr(triton_backend.tiles, "architecture", lambda device: 90)
-    for rows, dim, ref_limbs, conditions in ((40, 128, 1, False), (3, 100, 3, True)):
-        some = torch.zeros(300, dtype=torch.float64)
-        values, _, scale = triton_backend.prepare(torch.zeros(300, dim), ref_limbs)
-        labels = torch.zeros(300, dtype=torch.int64)
-        refs = Prepared(
-            values,
-            some,
-            torch.stack([scale, scale]),
-            some if conditions else None,
-            labels if conditions else None,
-        )
-        one = torch.ones(rows, dtype=torch.float64)
-        seen = labels[:rows] if conditions else None
-        x = torch.zeros(rows, dim)
-        run_pipeline(triton_backend, x, one, one, refs, seen, "score", [], "exact", conditions)
+    monkeypatch.setattr(triton_backend, "unavailable", lambda device: None)
+    torch.manual_seed(0)
+    y, labels = torch.randn(300, 128), torch.arange(300) % 3
+    triton_backend.prepare(y, 3)
+    stable_target(torch.randn(40, 128), References(y, limbs=1), 1.0, backend="triton")
+    stable_target_with_stats(
+        torch.randn(3, 100),
+        References(y[:, :100], limbs=3, labels=labels, log_weight=torch.randn(300)),
+        1.0,
+        labels=labels[:3],
+        noise="student_t",
+        D=64,
+        backend="triton",
+    )
     assert {name for name, _ in launched} == {name for name in kernels.__all__ if name.islower()}
     assert ("logits", 8) in launched
 

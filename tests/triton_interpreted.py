@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
 import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bits import assert_same_bits, problem
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from stf_kernels import References, Velocity, golden, stable_target, stable_target_with_stats
+from stf_kernels import (
+    References,
+    Velocity,
+    golden,
+    pipeline,
+    stable_target,
+    stable_target_with_stats,
+)
+from stf_kernels import arithmetic as ar
 from stf_kernels import torch_backend as spec
 from stf_kernels import triton_backend as mine
 from stf_kernels.backends import PREFERENCE, resolve
-from stf_kernels.stages import Prepared, Samples
-from stf_kernels.triton_backend import kernels, products, rows, table
+from stf_kernels.pipeline import Plan
+from stf_kernels.stages import Prepared, Samples, Weights
+from stf_kernels.triton_backend import kernels, numerics, products, rows, table
 from stf_kernels.triton_backend.table import ANY, Entry, Tile
 
 CPU = torch.device("cpu")
@@ -76,6 +87,54 @@ def test_every_argument(target):
         labels=torch.randint(-1, 4, (24,))[::2],
         log_weight=torch.randn(300),
     )
+
+
+@pytest.mark.parametrize(
+    "D", [0.5, 128, 1e9, torch.linspace(0.1, 60, 18)], ids=["few", "some", "many", "by row"]
+)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_student_t_noise(precision, D):
+    torch.manual_seed(18)
+    x, u, sigma = problem((18, 300, 70), torch.float32)
+    refs = References(u, value_range=(-1, 2), labels=torch.arange(300) % 3)
+    noise = {"noise": "student_t", "D": D, "precision": precision}
+    assert_equals_specification(x, refs, sigma, **noise)
+    conditions = {"labels": torch.arange(18) % 4 - 1, "log_weight": torch.randn(300)}
+    alpha = torch.linspace(-1, 1, 18)
+    assert_equals_specification(x, refs, sigma, alpha=alpha, **conditions, **noise)
+
+
+@pytest.mark.parametrize("limbs", [2, 3, 4])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_student_t_noise_with_float_references(shape, limbs):
+    torch.manual_seed(19)
+    x, u, sigma = problem(shape, torch.float64)
+    refs = References((u.float() - 90) / 70, limbs=limbs)
+    assert_equals_specification(x, refs, sigma, noise="student_t", D=shape[2] / 2)
+
+
+@pytest.mark.parametrize("noise", [{}, {"noise": "student_t", "D": 64}], ids=["gaussian", "t"])
+@pytest.mark.parametrize("limbs", [1, 3])
+def test_references_in_chunks(monkeypatch, limbs, noise):
+    torch.manual_seed(20)
+    x, u, sigma = problem((6, 700, 30), torch.float32)
+    refs = References(u.float() / 99, limbs=limbs)
+    expected = stable_target_with_stats(x, refs, sigma, backend="torch", **noise)
+    logits, sizes = mine.logits, []
+
+    def watched(samples, chunk, floor):
+        sizes.append(chunk.values.shape[1])
+        return logits(samples, chunk, floor)
+
+    monkeypatch.setattr(mine, "logits", watched)
+    for again in (False, True):  # whether the logits of the first sweep are made again
+        monkeypatch.setattr(pipeline, "plan", lambda *_, keep=not again: Plan(6, 256, keep))
+        found = stable_target_with_stats(x, refs, sigma, backend="triton", **noise)
+        assert sizes == [256, 256, 188] * (1 + again)
+        sizes.clear()
+        assert_same_bits(found[0], expected[0])
+        for name, a, b in zip(expected[1]._fields, found[1], expected[1], strict=True):
+            assert torch.equal(a, b), name
 
 
 def test_one_label_for_all_samples_need_not_lie_in_memory_for_each():
@@ -146,15 +205,19 @@ def test_parts_are_added_and_a_whole_sum_is_stored(monkeypatch, slots, cut):
 
 
 def dense_weights(B: int, n: int, d: int) -> tuple[object, torch.Tensor]:
-    """Stage 3 of rows whose references are all as near, and two limbs of values."""
+    """Stage 3 of rows whose references are all as near, and one limb of values."""
     values = torch.randint(-128, 128, (1, n, d), dtype=torch.int8)
-    anchors = torch.zeros(B, -(-n // 128), dtype=torch.float64)
-    return mine.weights(torch.zeros(B, n), anchors, "exact", False), values
+    return mine.weights(*all_as_near(B, n), "exact", False), values
 
 
-def spec_weights(B: int, n: int) -> object:
-    anchors = torch.zeros(B, -(-n // 128), dtype=torch.float64)
-    return spec.weights(torch.zeros(B, n), anchors, "exact", False)
+def spec_weights(B: int, n: int) -> Weights:
+    return spec.weights(*all_as_near(B, n), "exact", False)
+
+
+def all_as_near(B: int, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits 0, as stage 2 gives them, and the largest."""
+    zero = torch.zeros(B, dtype=torch.float64)
+    return torch.zeros(B, n), zero[:, None].repeat(1, -(-n // 128)), zero
 
 
 @pytest.mark.parametrize("capacity", [1, 32, 128, 4096])
@@ -188,8 +251,9 @@ def test_dense_rows_are_not_gathered_and_sparse_ones_not_multiplied(monkeypatch)
     relative[1] = 0.0
     anchors = torch.zeros(2, 3, dtype=torch.float64)
     values = torch.randint(-128, 128, (1, 300, 20), dtype=torch.int8)
-    expected = spec.weighted_sum(spec.weights(relative, anchors, "exact", False), values)
-    weights = mine.weights(relative, anchors, "exact", False)
+    logits = relative, anchors, anchors[:, 0]
+    expected = spec.weighted_sum(spec.weights(*logits, "exact", False), values)
+    weights = mine.weights(*logits, "exact", False)
     assert weights.weight.counts.tolist() == [2, 300]
     weights.weight.digits[0] = 99  # of the sparse row: not read
     weights.weight.weights[1] = 99  # of the dense row: not read
@@ -232,6 +296,180 @@ def test_the_longest_int32_sum_is_exact():
     relative, anchors = mine.logits(samples, refs)
     assert anchors.tolist() == [[terms * 2.0**14]]
     assert relative.tolist() == [[0.0]]
+
+
+def test_more_values_than_an_int32_sum_holds():
+    dim = 140_000
+    values = torch.full((1, 3, dim), -128, dtype=torch.int8)
+    values[0, 1:] = torch.randint(-128, 128, (2, dim), dtype=torch.int8)
+    zero = torch.zeros(3, dtype=torch.float64)
+    refs = Prepared(values, zero, torch.tensor([1.0, 0.0], dtype=torch.float64), None, None)
+    x = torch.randn(2, dim)
+    x[0] = -ar.limit(3)  # every digit is -127, so that a limb's sum is 127 * 128 * 140 000 > 2^31
+    relative, anchors = stage_2(mine, x, refs, 3)
+    assert anchors[0, 0] == 128 * dim * ar.limit(3)
+    for a, b in zip((relative, anchors), stage_2(spec, x, refs, 3), strict=True):
+        assert torch.equal(a, b)
+
+
+def stage_2(
+    stages: object,
+    x: torch.Tensor,
+    refs: Prepared,
+    limbs: int = 4,
+    student: tuple[torch.Tensor, torch.Tensor] | None = None,
+    labels: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A backend's logits x.y - ||y||^2 / 2, or of Student-t noise with that in its distance."""
+    q, step = stages.quantize(x, limbs)
+    scale = refs.affine[0]
+    half = (0.5 * scale * scale).repeat(len(x))
+    return stages.logits(Samples(x, q, step * scale, half, step, step, labels, student), refs)
+
+
+@triton.jit
+def log2_1p_of(p_u, p_out, size: tl.constexpr):
+    o = tl.arange(0, size)
+    tl.store(p_out + o, numerics.log2_1p(tl.load(p_u + o)))
+
+
+def test_log2_1p():
+    torch.manual_seed(15)
+    edge = torch.arange(-8, 9) + torch.tensor(2.0).double().sqrt().view(torch.int64)
+    edges = torch.cat([2.0**k * edge.view(torch.float64) for k in range(-3, 60)]) - 1
+    largest = torch.finfo(torch.float64).max
+    special = torch.tensor([0.0, 5e-324, 2.0**-53, 1.0, largest, torch.inf, torch.nan]).double()
+    exponents = 2100 * torch.rand(8192 - len(edges) - len(special), dtype=torch.float64) - 1075
+    u = torch.cat([special, edges.clamp_min(0), torch.exp2(exponents)])
+    out = torch.empty_like(u)
+    log2_1p_of[(1,)](u, out, len(u))
+    assert_same_bits(out, ar.log2_1p(u))
+    assert 0 < out.isnan().sum() < 100
+
+
+@pytest.mark.parametrize("conditions", [False, True])
+@pytest.mark.parametrize("limbs", [1, 3])
+def test_student_t_logits(limbs, conditions):
+    torch.manual_seed(16)
+    offset = torch.tensor([-30.0, 1e-12, 1.0, 1e6, 1e12, torch.inf, torch.nan]).double()
+    x = torch.randn(7, 40)
+    values, norms, scale = spec.prepare(torch.randn(300, 40), limbs)
+    labels = torch.arange(300) % 3
+    bias = torch.where(labels == 1, -torch.inf, torch.randn(300, dtype=torch.float64))
+    affine = torch.stack([scale, 0 * scale])
+    refs = Prepared(
+        values, norms, affine, bias if conditions else None, labels if conditions else None
+    )
+    seen = torch.arange(7) % 4 - 1 if conditions else None
+    for degrees in (1e-3, 1.0, 1e9):
+        student = offset, torch.full((7,), 0.5 * (40 + degrees), dtype=torch.float64)
+        expected = stage_2(spec, x, refs, 4, student, seen)
+        for a, b in zip(stage_2(mine, x, refs, 4, student, seen), expected, strict=True):
+            assert_same_bits(a, b)
+    relative, anchors = expected
+    assert anchors[-2:].isnan().all()
+    assert not anchors[:-2].isnan().any()
+    if not conditions:
+        assert (relative[0] == 0).sum() > len(anchors[0])  # u < 0 counts as 0
+
+
+@pytest.mark.parametrize("student", [False, True])
+@pytest.mark.parametrize("size", [128, 384])
+@pytest.mark.parametrize("limbs", [1, 3])
+def test_chunks_add_up_to_the_whole(limbs, size, student):
+    torch.manual_seed(17)
+    n = 600
+    x, y = torch.randn(9, 30), torch.randn(n, 30)
+    values, norms, scale = mine.prepare(y, limbs)
+    affine = torch.stack([scale, 0 * scale])
+    noise = (
+        (torch.full((9,), 1e4).double(), torch.linspace(1, 500, 9).double()) if student else None
+    )
+    whole = stage_2(mine, x, Prepared(values, norms, affine, None, None), 4, noise)
+    peak = whole[1].amax(1)
+    expected = spec.weights(*whole, peak, "exact", True)
+    sums, num, found = torch.zeros(4, 9, dtype=torch.int64), 0, torch.full((9,), n)
+    for start in range(0, n, size):
+        part = slice(start, start + size)
+        chunk = Prepared(values[:, part], norms[part], affine, None, None)
+        logits = stage_2(mine, x, chunk, 4, noise)
+        assert torch.equal(logits[0], whole[0][:, part])
+        assert torch.equal(logits[1], whole[1][:, start // 128 : -(-(start + size) // 128)])
+        weights = assert_same_weights(*logits, peak, "exact")
+        sums += torch.stack(weights[1:5])
+        found = torch.where(weights.argmax < 0, found, found.minimum(start + weights.argmax))
+        num = num + mine.weighted_sum(weights, chunk.values)
+    assert torch.equal(sums, torch.stack(expected[1:5]))
+    assert torch.equal(found, expected.argmax)
+    assert torch.equal(num, spec.weighted_sum(expected, values))
+    assert (sums[0] > ar.limit(4)).any()
+
+
+def test_a_chunk_of_a_set_is_read_where_it_is():
+    values = torch.zeros(3, 600, 20, dtype=torch.int8)
+    chunk = values[:, 128:384]
+    assert not chunk.is_contiguous()
+    there, pitch = mine._pitched(chunk)
+    assert (there.data_ptr(), pitch) == (chunk.data_ptr(), 600)
+    every_other = values[:, ::2]  # no backend gets these, but they are no trap
+    there, pitch = mine._pitched(every_other)
+    assert (there.is_contiguous(), pitch) == (True, 300)
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of all tensors made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.seen: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor) and not any(
+                tensor.untyped_storage().data_ptr() == t.untyped_storage().data_ptr()
+                for t in self.seen
+            ):
+                self.seen.append(tensor)
+                self.bytes += tensor.untyped_storage().nbytes()
+        return out
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("limbs", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (40, 300, 130), (5, 129, 1)], ids=str)
+def test_the_stages_allocate_no_more_than_they_say(monkeypatch, shape, limbs, precision):
+    rows_, n, dim = shape
+    x = torch.randn(rows_, dim)
+    values, norms, scale = spec.prepare(torch.randn(n, dim), limbs)
+    refs = Prepared(values, norms, torch.stack([scale, scale]), None, None)
+    digits = torch.zeros(ar.NORM_LIMBS, n, 1, dtype=torch.int8)
+    digit_count = ar.LIMBS[precision]
+    for name in filter(str.islower, kernels.__all__):  # the interpreter allocates too
+        monkeypatch.setattr(getattr(kernels, name), "run", lambda *args, **options: None)
+    with Allocated() as allocated:
+        q, step = mine.quantize(x, digit_count)
+        samples = Samples(x, q, step, step, step, step, None)
+        relative, anchors = mine.logits(samples, refs)
+        weights = mine.weights(relative, anchors, step, precision, True)
+        mine.weighted_sum(weights, values)
+        mine.weighted_sum(weights, digits)
+    promised = mine.workspace(rows_, n, dim, limbs, digit_count)
+    assert promised - 2 * mine.ROUNDED_UP < allocated.bytes <= promised - mine.ROUNDED_UP
+    assert len(allocated.seen) <= mine.ROUNDED_UP // 512
+
+
+def test_more_references_than_an_int32_sum_holds(monkeypatch):
+    monkeypatch.setattr(mine.tiles, "slots", lambda device, warps: 1)  # no parts but the needed
+    n = 140_000
+    values = torch.full((1, n, 2), -128, dtype=torch.int8)
+    values[0, :, 1] = torch.randint(-128, 128, (n,), dtype=torch.int8)
+    weights = mine.weights(*all_as_near(2, n), "exact", True)
+    assert weights.total.tolist() == [n * ar.limit(4)] * 2
+    num = mine.weighted_sum(weights, values)
+    assert num[:, 0, 0].tolist() == [-128 * n * ar.limit(4)] * 2
+    assert torch.equal(num, spec.weighted_sum(spec_weights(2, n), values))
 
 
 @pytest.mark.parametrize("limbs", [1, 2, 3, 4])
@@ -303,12 +541,31 @@ def test_weights_over_the_whole_range_of_2_to_the_e(precision):
     relative[:, 5] = 0.0
     anchors = torch.tensor([[0.0, -3.5, 1e-3, -62.0, -1e4, -torch.inf]]).double().repeat(4, 1)
     anchors[3, 1] = torch.nan
-    expected = spec.weights(relative, anchors, precision, True)
-    found = mine.weights(relative, anchors, precision, True)
+    peak = torch.tensor([0.0, 0.0, 2.5, torch.nan], dtype=torch.float64)  # 2.5: of another chunk
+    found = assert_same_weights(relative, anchors, peak, precision)
+    assert found.argmax.tolist() == [0, 5, -1, -1]
+    assert found.total.tolist()[2:] != [0, 0]
+    assert found.total[3] == 0
+
+
+@pytest.mark.parametrize("peak", [torch.nan, torch.inf, -torch.inf])
+def test_a_peak_that_is_not_finite_leaves_no_weight(peak):
+    relative, anchors, _ = all_as_near(3, 200)
+    peaks = torch.tensor([0.0, peak, 0.0], dtype=torch.float64)
+    found = assert_same_weights(relative, anchors, peaks, "exact")
+    assert found.weight.counts.tolist() == [200, 0, 200]
+
+
+def assert_same_weights(relative, anchors, peak, precision) -> Weights:
+    """Stage 3's weights and sums are the specification's; they are returned."""
+    expected = spec.weights(relative, anchors, peak, precision, True)
+    found = mine.weights(relative, anchors, peak, precision, True)
     for name, a, b in zip(expected._fields[1:], found[1:], expected[1:], strict=True):
-        assert torch.equal(a.nan_to_num(), b.nan_to_num()), name
+        assert torch.equal(a, b), name
     digits = spec.join_limbs(found.weight.digits.transpose(0, 1))
-    assert torch.equal(digits[:, :700], expected.weight)
+    assert torch.equal(digits[:, : relative.shape[1]], expected.weight)
+    assert torch.equal(found.weight.counts.long(), (expected.weight > 0).sum(1))
+    return found
 
 
 @settings(max_examples=12, deadline=None)
@@ -344,7 +601,7 @@ def test_bits_do_not_depend_on_the_batch(monkeypatch):
     whole = stable_target(x, refs, sigma, backend="triton")
     order = torch.randperm(17)
     assert_same_bits(stable_target(x[order], refs, sigma[order], backend="triton"), whole[order])
-    monkeypatch.setattr(mine, "rows_per_block", lambda refs, limbs: 5)
+    monkeypatch.setattr(mine, "MAX_ROWS", 5)
     assert_same_bits(stable_target(x, refs, sigma, backend="triton"), whole)
 
 

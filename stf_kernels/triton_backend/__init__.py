@@ -110,7 +110,7 @@ def _pitched(values: Tensor) -> tuple[Tensor, int]:
     if values.is_contiguous():
         return values, n
     if (row, value) == (dim, 1) and limb % dim == 0:
-        return values, limb // dim  # a chunk of a set
+        return values, limb // dim  # a part of a set
     return values.contiguous(), n
 
 
