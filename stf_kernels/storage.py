@@ -175,10 +175,7 @@ class OnFile:
     def chunks(self, size: int) -> Iterator[Tensor]:
         if self.device.type != "cpu":
             return sent(self, size, self._fill, buffered=True)
-        parts = cuts(self.count, size)
-        if self._maps(size):
-            return made_ahead(parts, lambda i, start, stop: self._mapped(start, stop))
-        return filled(self, size, self._fill)
+        return self._mapped(size) if self._maps(size) else filled(self, size, self._fill)
 
     def staging(self, size: int) -> int:
         return slot_bytes(self, size) * len(cuts(self.count, size)[:2])
@@ -214,10 +211,19 @@ class OnFile:
         whole = size >= self.count and self._plane == self.count * self.dim
         return not self._raw and (self.limbs == 1 or whole)
 
-    def _mapped(self, start: int, stop: int) -> Tensor:
-        size = self.limbs * (stop - start) * self.dim
-        digits = self._file.mapped(self._offset + start * self.dim, size)
-        return torch.from_numpy(digits).view(self.limbs, stop - start, self.dim)
+    def _mapped(self, size: int) -> Iterator[Tensor]:
+        def make(i: int, start: int, stop: int) -> tuple[mmap.mmap, Tensor]:
+            length = self.limbs * (stop - start) * self.dim
+            pages, digits = self._file.mapped(self._offset + start * self.dim, length)
+            return pages, torch.from_numpy(digits).view(self.limbs, stop - start, self.dim)
+
+        with closing(made_ahead(cuts(self.count, size), make)) as ahead:
+            for pages, chunk in ahead:
+                yield chunk
+                # Before one more is brought in, and though the caller may still hold it: whoever
+                # reads it nevertheless reads the file again.
+                if hasattr(mmap, "MADV_DONTNEED"):
+                    pages.madvise(mmap.MADV_DONTNEED)
 
     def _fill(self, start: int, stop: int, buffer: Tensor) -> Tensor:
         for plane, rows in enumerate(buffer.numpy()):
@@ -322,7 +328,7 @@ class File:
     def read(self, offset: int, out: np.ndarray) -> None:
         """Fills `out`, contiguous [bytes] int8 or uint8, from `offset` on."""
         if not hasattr(os, "preadv"):  # Windows
-            out[:] = self.mapped(offset, out.size).view(out.dtype)
+            out[:] = self.mapped(offset, out.size)[1].view(out.dtype)
             return
         view, got = out.data, 0
         while got < out.size:
@@ -331,11 +337,11 @@ class File:
                 self._check(offset + out.size)
             got += more
 
-    def mapped(self, offset: int, size: int) -> np.ndarray:
-        """The bytes from `offset` on, int8 [size], brought into memory but not copied.
+    def mapped(self, offset: int, size: int) -> tuple[mmap.mmap, np.ndarray]:
+        """A mapping of its own for the bytes from `offset` on, and these, int8 [size].
 
-        Each call has a mapping of its own, whose pages are given back with the array. It is a
-        private one: writing to it would not change the file.
+        They are brought into memory, not copied, and go when the array does. What is written to
+        them does not reach the file.
         """
         self._check(offset + size)  # pages that are not there would end the process
         begin = offset - offset % mmap.ALLOCATIONGRANULARITY
@@ -344,7 +350,7 @@ class File:
         )
         digits = np.frombuffer(pages, np.int8, size, offset - begin)
         digits[:: mmap.PAGESIZE].max()  # reads every page, here and not where they are used
-        return digits
+        return pages, digits
 
     def _check(self, stop: int) -> None:
         missing = stop - self.size()
