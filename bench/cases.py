@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from bench import peers
 from bench.peers import Floats
 from bench.problems import Problem
-from stf_kernels import stable_target
+from stf_kernels import References, stable_target
 from stf_kernels.backends import BACKENDS, resolve
 
 Call = Callable[[], Tensor]
@@ -35,7 +37,7 @@ class Case:
 
 def cases(device: torch.device) -> dict[str, Case]:
     """All cases of a device by name: the plain target, our backends, then the peers."""
-    found = [Case("DSM", "-", denoising), *ours(device)]
+    found = [Case("DSM", "-", denoising), *ours(device), streamed(device)]
     found += [Case("STF", "paper", peer(peers.paper), slow=True)]
     found += [
         Case("STF", "Gram fp32", peer(peers.gram)),
@@ -65,6 +67,20 @@ def ours(device: torch.device) -> list[Case]:
         if BACKENDS[name].unavailable(device) is None
         for precision in ("exact", "fast")
     ]
+
+
+def streamed(device: torch.device) -> Case:
+    """The exact one with references in a file, of which a few chunks at a time are in memory."""
+    name = resolve("auto", device).NAME
+
+    def build(problem: Problem) -> Call:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "references.stf")
+            problem.refs.save(path)
+            refs = References.from_file(path, device=device)  # stays open when the name is gone
+        return lambda: stable_target(problem.x, refs, problem.sigma, backend=name)
+
+    return Case("STF", f"{name} exact, file", build)
 
 
 def yardstick(device: torch.device) -> str:

@@ -13,12 +13,14 @@ def verdicts(rows: Iterable[Row]) -> list[str]:
     """One line a goal: reached or missed, or that the rows for it are not all there."""
     found = {(row.what, row.by, row.B, row.n): row for row in rows}
     ours, small = ("STF", "cpu exact", 512, 4096), ("STF", "cpu exact", 64, 4096)
+    large, streamed = (("STF", f"cpu exact{where}", 64, 50_000) for where in ("", ", file"))
     added = [100 * row.overhead for row in found.values() if row.overhead is not None]
     extra = found[ours].extra_bytes if ours in found else None
     measured = [
         ("Gram fp32 / ours", 3.0, _ratio(found, ("STF", "Gram fp32", 512, 4096), ours)),
         ("SDPA fp32 / ours", 3.0, _ratio(found, ("STF", "SDPA fp32", 512, 4096), ours)),
         ("paper / ours at B = 64", 1000.0, _ratio(found, ("STF", "paper", 64, 4096), small)),
+        ("resident / from a file, n = 50 000", 0.7, _ratio(found, large, streamed)),
         ("extra memory, MB", -64.0, None if extra is None else extra / MB),
         ("STF on a digits step, %", -2.0, added[0] if added else None),
     ]

@@ -112,6 +112,7 @@ def test_goals_are_reached_missed_or_not_measured():
         "at least 3, MISSED: 2.98",
         "at least 3, reached: 3",
         "at least 1000, not measured",
+        "at least 0.7, not measured",
         "at most 64, MISSED: 65",
         "at most 2, not measured",
     ]

@@ -8,7 +8,7 @@ import time
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.cases import cases, yardstick
+from bench.cases import cases, streamed, yardstick
 from bench.conftest import CPU, Book
 from bench.memory import extra_bytes_in_fresh_process
 from bench.problems import photographs
@@ -30,6 +30,8 @@ def jobs(quick: bool) -> list[tuple[str, int, int]]:
                 wanted = case.slow or name == yardstick(CPU)
             else:
                 wanted = not case.slow and ((B, n) == FULL or "fast" not in name)
+            if case.name == streamed(CPU).name:
+                wanted = n > FULL[1]
             if wanted:
                 found.append((name, B // 16, n // 16) if quick else (name, B, n))
     return found
