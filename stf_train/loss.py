@@ -1,4 +1,4 @@
-"""The denoising loss of EDM, for any target."""
+"""The losses, for any process and any target."""
 
 from __future__ import annotations
 
@@ -6,42 +6,158 @@ import torch
 from torch import Tensor
 
 from stf_kernels import References
-from stf_train.process import EDM, Network
-from stf_train.targets import Target
+from stf_train.process import DDPM, Network, Process
+from stf_train.targets import Origin, Target
 
 
-class EDMLoss:
-    """lambda(sigma) ||D(y + sigma n; sigma) - target||^2, averaged over samples and values.
+class DenoisingLoss:
+    """lambda(t) ||D(x_t; t) - target||^2 for x_t = alpha y + sigma eps.
+
+    Averaged over samples and values.
 
     Args:
-        process: noise levels, weight and preconditioning.
+        process: path, noise, training times, preconditioning and weight.
         data: the data set.
         target: the regression target, `DenoisingTarget` or `StableTarget`.
+        label_dropout: the probability that a sample's class is hidden from network and target (-1
+            in its place), in [0, 1]; None for an unconditional network.
 
-    Source: Karras et al. 2022, Equation 8; with a stable target Xu et al. 2023, Equation 6.
+    Raises:
+        ValueError: label_dropout is not a probability, or the data set has no labels.
+
+    Source: Vincent 2011; in this form Karras et al. 2022, Equation 8; with a stable target Xu et
+    al. 2023, Equation 6; label dropping Ho and Salimans 2022, Algorithm 1.
     """
 
-    def __init__(self, process: EDM, data: References, target: Target) -> None:
+    def __init__(
+        self,
+        process: Process,
+        data: References,
+        target: Target,
+        label_dropout: float | None = None,
+    ) -> None:
+        if label_dropout is not None:
+            if not 0 <= label_dropout <= 1:
+                raise ValueError(f"label_dropout must lie in [0, 1], got {label_dropout}")
+            if data.labels is None:
+                raise ValueError("label_dropout needs data with labels, got data without")
         self.process = process
         self.data = data
         self.target = target
+        self.label_dropout = label_dropout
 
     def __call__(
         self, network: Network, order: Tensor, batch: int, generator: torch.Generator
     ) -> Tensor:
-        """The loss of one minibatch, a scalar that is about 1 for F = 0.
+        """The loss of one minibatch, a scalar.
 
         Args:
-            network: F of `EDM.denoise`.
+            network: F of `Process.denoise`.
             order: the step's order of the data set (`data.draw`), [total] int64.
             batch: B, the sources being order[:B].
             generator: the run's generator, on the CPU, so that all devices see the same noise.
         """
-        y = self.data.decode(order[:batch])  # [B, *shape]
-        z = torch.randn(batch, *[1] * (y.ndim - 1), generator=generator).to(y.device)
-        n = torch.randn(y.shape, generator=generator).to(y.device)
-        sigma = self.process.sigma(z)  # [B, 1, ...]
-        x_t = y + sigma * n
-        target = self.target(x_t, sigma, order)
-        D = self.process.denoise(network, x_t, sigma)
-        return (self.process.weight(sigma) * (D - target) ** 2).mean()
+        sources = order[:batch]
+        t = self.process.times(batch, generator)
+        labels = self._labels(sources, generator)
+        error, t = self._error(network, t, sources, labels, order, generator)
+        return (self.process.weight(t) * error**2).mean()
+
+    def _labels(self, sources: Tensor, generator: torch.Generator) -> Tensor | None:
+        """The classes of the sources, some of them dropped, [B]."""
+        if self.label_dropout is None:
+            return None
+        labels = self.data.labels
+        assert labels is not None  # see __init__
+        dropped = torch.rand(len(sources), generator=generator) < self.label_dropout
+        return labels[sources.to(labels.device)].masked_fill(dropped.to(labels.device), -1)
+
+    def _error(
+        self,
+        network: Network,
+        t: Tensor,
+        sources: Tensor,
+        labels: Tensor | None,
+        order: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """D(x_t; t) - target of freshly noised sources [B, *shape], and t as [B, 1, ...]."""
+        process = self.process
+        y = self.data.decode(sources)  # [B, *shape]
+        t = t.to(y.device).reshape(-1, *[1] * (y.ndim - 1))
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        x_t = alpha * y + sigma * process.noise.draw(y.shape, generator).to(y.device)
+        target = self.target(x_t, Origin(sources, alpha, sigma, process.noise, labels), order)
+        return process.denoise(network, x_t, t, labels) - target, t
+
+
+class SequenceLoss(DenoisingLoss):
+    """The sequence-aware loss over K successive steps t, t - 1, .. t - K + 1 of the same source.
+
+        r_k = 1[t >= k] sqrt(lambda(t - k)) (D(x_{t-k}; t - k) - target_k)
+        L = ||r_0||^2 + strength / K^2 ||r_0 + .. + r_{K-1}||^2
+
+    averaged over samples and values, the noises of the K points being independent. For networks
+    that predict epsilon, r_k is its error; strength = 0 is the loss of DDPM.
+
+    With a stable target each of the K targets is averaged over the references by itself. Inside
+    the square of the sum this is not merely the removal of avoidable variance that it is in
+    `DenoisingLoss`: the points share their source, so that the exact conditional mean of the
+    square would need the weights of all K points together. The first term's minimiser is the same
+    with either target, the second term is another loss.
+
+    Args:
+        process, data, target, label_dropout: as for `DenoisingLoss`; the process one of steps.
+        K: points of a sequence, each an evaluation of the network; 2 in the paper.
+        strength: lambda of the paper: .1 (CelebA-HQ), .2 (AFHQ), .5 (FFHQ) or 1 (CelebA 64).
+
+    Raises:
+        TypeError: the process has no steps.
+        ValueError: K is below 1 or strength below 0.
+
+    Source: "On Inference Stability for Diffusion Models", AAAI 2024.
+    """
+
+    def __init__(
+        self,
+        process: DDPM,
+        data: References,
+        target: Target,
+        label_dropout: float | None = None,
+        *,
+        K: int = 2,
+        strength: float,
+    ) -> None:
+        super().__init__(process, data, target, label_dropout)
+        if not isinstance(process, DDPM):
+            raise TypeError(f"process must be one of steps, DDPM, got {type(process).__name__}")
+        if K < 1:
+            raise ValueError(f"K must be at least 1, got {K}")
+        if not strength >= 0:
+            raise ValueError(f"strength must be at least 0, got {strength}")
+        self.K = K
+        self.strength = strength
+
+    def __call__(
+        self, network: Network, order: Tensor, batch: int, generator: torch.Generator
+    ) -> Tensor:
+        """The loss of one minibatch, see `DenoisingLoss`."""
+        K, sources = self.K, order[:batch]
+        t = self.process.times(batch, generator)
+        labels = self._labels(sources, generator)
+        # All K points of all sources in one batch, the k-th points in the k-th of K parts.
+        t = t.repeat(K) - torch.arange(K).repeat_interleave(batch)
+        error, step = self._error(
+            network,
+            t.clamp(min=0),
+            sources.repeat(K),
+            None if labels is None else labels.repeat(K),
+            order,
+            generator,
+        )
+        inside = (t >= 0).to(step.device).reshape(step.shape)
+        r = (inside * self.process.weight(step).sqrt() * error).unflatten(0, (K, batch))
+        return (r[0] ** 2).mean() + self.strength / K**2 * (r.sum(0) ** 2).mean()
+
+
+EDMLoss = DenoisingLoss  # the name under which the trainer knows it

@@ -6,24 +6,37 @@ between denoising score matching and the stable target field.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from stf_kernels import References, stable_target
+from stf_train.process import GAUSSIAN, Noise
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How noisy samples x_t = alpha y + sigma eps were made."""
+
+    sources: Tensor  # y by its index in the data set, [B] int64
+    alpha: Tensor  # [B, 1, ...]
+    sigma: Tensor  # [B, 1, ...]
+    noise: Noise = GAUSSIAN  # distribution of eps
+    labels: Tensor | None = None  # class as the network is told it, -1 for none, [B] int64
 
 
 class Target(Protocol):
-    """The regression target of the denoiser D(x_t; sigma)."""
+    """The regression target of the denoiser D(x_t; t)."""
 
-    def __call__(self, x_t: Tensor, sigma: Tensor, order: Tensor) -> Tensor:
+    def __call__(self, x_t: Tensor, origin: Origin, order: Tensor) -> Tensor:
         """The target for each noisy sample.
 
         Args:
             x_t: noisy samples, [B, *shape].
-            sigma: noise levels, [B, 1, ...].
-            order: indices into the data set; x_t[i] was made from entry order[i], and the entries
-                after the first B are further ones to refer to, [>= B] int64.
+            origin: how they were made.
+            order: indices into the data set, those of all sources first and then further ones to
+                refer to, int64.
 
         Returns:
             Targets, [B, *shape].
@@ -36,22 +49,26 @@ class DenoisingTarget:
     def __init__(self, data: References) -> None:
         self.data = data
 
-    def __call__(self, x_t: Tensor, sigma: Tensor, order: Tensor) -> Tensor:
-        return self.data.decode(order[: len(x_t)])
+    def __call__(self, x_t: Tensor, origin: Origin, order: Tensor) -> Tensor:
+        return self.data.decode(origin.sources)
 
 
 class StableTarget:
     """Stable target field: the posterior mean of the source among n references.
 
-        D_i = sum_k w_ik y_k,  w_i = softmax_k(-||x_i - y_k||^2 / (2 sigma_i^2)),  k = 1..n
+        D_i = sum_k w_ik y_k,  w_ik = softmax_k(log p(x_i | y_k)),  k = 1..n
 
-    The references are the first n entries of the step's order, the B sources among them.
+    The references are the first n entries of the step's order, the sources among them. For samples
+    with a class they are those of that class among the n, so that the target of a conditional
+    network is E[y | x_t, class]; a sample whose class is dropped sees all n.
 
     Args:
         data: the data set.
         n: references per step, at most the size of the data set.
         precision: "exact" or "fast", see `stf_kernels.stable_target`.
         backend: "auto" or a backend's name, see `stf_kernels.stable_target`.
+        same_class: False lets samples with a class see references of all classes. The target is
+            then that of an unconditional network: for a conditional one it is biased.
 
     Raises:
         ValueError: n is below 1 or above the size of the data set.
@@ -61,7 +78,12 @@ class StableTarget:
     """
 
     def __init__(
-        self, data: References, n: int, precision: str = "exact", backend: str = "auto"
+        self,
+        data: References,
+        n: int,
+        precision: str = "exact",
+        backend: str = "auto",
+        same_class: bool = True,
     ) -> None:
         if not 1 <= n <= len(data):
             raise ValueError(f"n must lie in 1..{len(data)}, the size of the data set, got {n}")
@@ -69,12 +91,23 @@ class StableTarget:
         self.n = n
         self.precision = precision
         self.backend = backend
+        self.same_class = same_class
 
-    def __call__(self, x_t: Tensor, sigma: Tensor, order: Tensor) -> Tensor:
-        if self.n < len(x_t):
-            raise ValueError(f"n must be at least the minibatch of {len(x_t)}, got {self.n}")
+    def __call__(self, x_t: Tensor, origin: Origin, order: Tensor) -> Tensor:
+        sources = len(origin.sources.unique())
+        if self.n < sources:
+            raise ValueError(f"n must be at least the minibatch of {sources}, got {self.n}")
         # The whole data set needs no gather, and a set has no order.
         ref = self.data if self.n == len(self.data) else self.data.subset(order[: self.n])
         return stable_target(
-            x_t, ref, sigma, target="denoised", precision=self.precision, backend=self.backend
+            x_t,
+            ref,
+            origin.sigma,
+            alpha=origin.alpha,
+            target="denoised",
+            labels=origin.labels if self.same_class else None,
+            noise=origin.noise.name,
+            D=origin.noise.D,
+            precision=self.precision,
+            backend=self.backend,
         )
