@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits, load_sample_image
 
 from stf_train import data
-from stf_train.data import dataset
+from stf_train.data import dataset, loading
 
 
 def test_digits_are_the_real_ones(bank):
@@ -77,6 +77,7 @@ def test_patches_errors(size):
         ({"size": 16}, "size: digits has the size it has, got 16"),
         ({"labels": "folders"}, "labels: digits holds no folders of images"),
         ({"labels": "yes"}, "labels must be auto, folders, none, got 'yes'"),
+        ({"limbs": 2}, "limbs is for float data, digits holds bytes, got limbs=2"),
         ({"resident": False}, r"digits cannot stay on the disk: .* \.npy file .*convert makes"),
     ],
 )
@@ -98,10 +99,10 @@ def test_unknown_ending(tmp_path):
 
 
 def test_too_large_for_the_memory(monkeypatch):
-    monkeypatch.setattr(dataset, "physical_memory", lambda: 2 * 1797 * 64 - 1)
+    monkeypatch.setattr(loading, "physical_memory", lambda: 2 * 1797 * 64 - 1)
     with pytest.raises(MemoryError, match=r"digits takes 0\.0 GB .* resident=False"):
         data.load("digits")
-    monkeypatch.setattr(dataset, "physical_memory", lambda: 2 * 1797 * 64)
+    monkeypatch.setattr(loading, "physical_memory", lambda: 2 * 1797 * 64)
     data.load("digits")
 
 

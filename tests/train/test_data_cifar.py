@@ -22,9 +22,9 @@ def text(value: bytes) -> bytes:
 
 
 def python2_batch(pixels, labels) -> bytes:
-    """The opcodes of cPickle, protocol 2, for {'data': array, 'labels': list, 'batch_label': str}.
+    """The opcodes of Python 2, protocol 2, for {'batch_label': str, 'labels': list, 'data': array}.
 
-    Names and structure are those of the published files; see pickletools.dis of data_batch_1.
+    Its text comes as byte strings, which the pickler of Python 3 cannot be made to write.
     """
     count, width = pixels.shape
     dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R"  # dtype('u1', 0, 1)
