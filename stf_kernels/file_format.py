@@ -41,6 +41,7 @@ import json
 import math
 import os
 import sys
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -307,7 +308,7 @@ def _read_levels(path: str, file: BinaryIO) -> Found:
         if version not in formats:
             raise ValueError(f"version {version[0]}.{version[1]}; save it again with numpy.save")
         shape, fortran, dtype = formats[version](file)
-    except ValueError as error:
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:  # as numpy happens to raise
         raise ValueError(f"{path} is a .npy file that cannot be read: {error}") from None
     if dtype != np.uint8:
         raise ValueError(
