@@ -35,7 +35,7 @@ NO_GPU = (
     else "torch sees no CUDA device"
 )
 needs_gpu = pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
-INTERPRETED, INTERPRETED_TESTS = "tests/triton_interpreted.py", 171
+INTERPRETED, INTERPRETED_TESTS = "tests/triton_interpreted.py", 159
 
 
 def run(code: str, **environment: str) -> str:
