@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -46,6 +46,10 @@ class DataSet:
     def sigma_data(self) -> float:
         """sqrt(mean y^2), see `sigma_data`; one pass over the data."""
         return sigma_data(self.references)
+
+    def to(self, device: torch.device | str) -> DataSet:
+        """The same for targets on `device`, see `References.to`."""
+        return replace(self, references=self.references.to(device))
 
     def rounded(self, samples: Tensor) -> Tensor:
         """What a file of these samples would hold: clipped, rounded to the levels, in [-1, 1].

@@ -129,6 +129,14 @@ def test_rounding_leaves_the_data_as_they_are():
         )
 
 
+def test_moving_keeps_the_facts():
+    found = data.load("digits", labels="none")
+    moved = found.to("meta")
+    assert moved.references.device.type == "meta"
+    assert (moved.name, moved.levels, moved.value_range) == ("digits", 17, (-1, 1))
+    assert found.references.device.type == "cpu"
+
+
 def test_rounding_clips_to_the_levels():
     digits = data.load("digits")
     samples = torch.tensor([-7.0, -0.93, -0.95, 0.0, 0.06, 0.07, 1.2])

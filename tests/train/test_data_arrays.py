@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from stf_kernels import stable_target
 from stf_train import data
 from stf_train.data import arrays
 
@@ -169,6 +170,9 @@ def test_bytes_that_stay_on_the_disk(tmp_path, pixels, value_range):
     assert torch.equal(there.references.decode(), here.references.decode())
     assert torch.equal(there.references.labels, here.references.labels)
     assert there.sigma_data == here.sigma_data
+    x = here.references.decode(torch.tensor([1, 5])) + 0.3
+    targets = [stable_target(x, found.references, 0.5) for found in (there, here)]
+    assert torch.equal(*targets)
 
 
 @pytest.mark.parametrize("layout", ["channels last", "Fortran"])
