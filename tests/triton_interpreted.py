@@ -104,7 +104,9 @@ def test_student_t_noise(precision, D):
     assert_equals_specification(x, refs, sigma, alpha=alpha, **conditions, **noise)
 
 
-@pytest.mark.parametrize(("shape", "limbs"), zip(SHAPES, [4, 3, 2, 4, 3, 2], strict=True), ids=str)
+@pytest.mark.parametrize(
+    ("shape", "limbs"), list(zip(SHAPES, [4, 3, 2, 4, 3, 2], strict=True)), ids=str
+)
 def test_student_t_noise_with_float_references(shape, limbs):
     torch.manual_seed(19)
     x, u, sigma = problem(shape, torch.float64)
