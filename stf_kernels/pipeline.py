@@ -22,6 +22,7 @@ from .storage import Values
 from .torch_backend import squared_distance
 
 FEW_ROWS = 32  # with fewer, reading a reference costs more than multiplying it
+ROW_TILE = 64  # blocks of rows in whole tiles of a GPU's kernels, all aligned like the first
 FEW_REFERENCES = 1024  # a chunk of fewer is not worth its overhead
 
 Logits = tuple[Tensor, Tensor]  # what stage 2 returns
@@ -80,7 +81,7 @@ def run(
     """
     limbs = ar.LIMBS[precision]
     rows, n = len(queries.x), len(refs.norms)
-    cut = plan(stages, rows, ranks.largest_shard(n), refs.values, limbs, workspace)
+    cut = plan(stages, rows, ranks.largest_shard(n), refs, limbs, workspace)
     cut = cut._replace(rows=ranks.fewest(cut.rows))  # blocks of rows are the same everywhere
     if refs.columns is None and refs.values.placement == "resident" and 0 < n <= cut.columns:
         # Once for all blocks of rows.
@@ -111,7 +112,7 @@ def run(
     return out, from_sums(sums, queries, refs.affine, exponent, precision)
 
 
-def plan(stages: Stages, rows: int, n: int, values: Values, limbs: int, workspace: int) -> Plan:
+def plan(stages: Stages, rows: int, n: int, refs: ReferenceSet, limbs: int, workspace: int) -> Plan:
     """A cut that stays below `workspace` bytes.
 
     Args:
@@ -120,24 +121,31 @@ def plan(stages: Stages, rows: int, n: int, values: Values, limbs: int, workspac
     Raises:
         ValueError: not even one sample with one block of references does
     """
+    values, n = refs.values, max(n, 1)
+    total, rows = rows, min(rows, stages.MAX_ROWS)
+    sums = 8 * values.limbs * values.dim  # of a row, the second ones of two chunks
 
     def bytes_needed(rows: int, columns: int, keep: bool) -> int:
-        kept = rows * (4 * n + 8 * -(-n // ar.BLOCK)) if keep else 0
         stage = stages.workspace(rows, columns, values.dim, values.limbs, limbs)
-        return kept + stage + values.staging(columns)
+        if columns >= n:
+            at_hand = 0 if refs.columns is None else refs.columns.nbytes
+            return stage + values.staging(columns) - at_hand
+        kept = 4 * n + 8 * -(-n // ar.BLOCK) if keep else 0
+        return stage + values.staging(columns) + rows * (kept + sums)
 
     def columns_for(rows: int, keep: bool) -> int:
-        blocks = -(-n // ar.BLOCK)
-        return ar.BLOCK * _most(
-            blocks, lambda count: bytes_needed(rows, ar.BLOCK * count, keep) <= workspace
-        )
+        def fits(blocks: int) -> bool:
+            return bytes_needed(rows, ar.BLOCK * blocks, keep) <= workspace
 
-    rows, n = min(rows, stages.MAX_ROWS), max(n, 1)
+        return ar.BLOCK * _most(-(-n // ar.BLOCK), fits)
+
     enough = min(n, FEW_REFERENCES)
     resident = values.placement == "resident"
     if resident:
         best = min(workspace, stages.BLOCK_BYTES)
-        whole = _most(rows, lambda count: bytes_needed(count, n, False) <= best)
+        whole = _most(rows, lambda count: bytes_needed(count, n, True) <= best)
+        if whole < total:
+            whole = whole // ROW_TILE * ROW_TILE or whole
         if whole >= min(rows, FEW_ROWS):
             return Plan(whole, n, True)
     for count in (rows, min(rows, FEW_ROWS)) if resident else (rows,):

@@ -15,7 +15,7 @@ from .stages import Prepared, Samples, Weights
 
 NAME = "torch"
 PREPARE_ELEMENTS = 1 << 22  # references fixed at a time: int64 and float64 copies stay under 256 MB
-SQUARE_ELEMENTS = 1 << 20  # samples squared at a time
+SQUARE_ELEMENTS = 1 << 16  # samples squared at a time: about 4 MB
 MAX_ROWS = 1 << 16
 BLOCK_BYTES = 256 << 20
 
