@@ -311,15 +311,32 @@ class Flipped:
 
 
 class File:
-    """A file open for reading, by any number of threads."""
+    """A file open for reading, by any number of threads.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Args:
+        path: of the file
+        version: what `version` of this file was, if another process has opened it before
+
+    Raises:
+        ValueError: the file has changed since
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], version: tuple[int, int] | None = None
+    ) -> None:
         self.path = os.path.abspath(path)
         self._number = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._number)
+        status = os.fstat(self._number)
+        self.version = status.st_size, status.st_mtime_ns
+        if version is not None and self.version != version:
+            raise ValueError(f"{self.path} has changed since its references were read")
 
-    def __reduce__(self) -> tuple[type[File], tuple[str]]:
-        return File, (self.path,)
+    def __reduce__(self) -> tuple[type[File], tuple[str, tuple[int, int]]]:
+        return File, (self.path, self.version)
+
+    def __deepcopy__(self, memo: object) -> File:
+        return self
 
     def size(self) -> int:
         """Bytes it has now."""

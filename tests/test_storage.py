@@ -366,7 +366,16 @@ def test_a_file_replaced_or_deleted_is_still_read(tmp_path):
     new = on_file(other, tmp_path)
     (tmp_path / "moved").unlink()
     assert_arrives(values, digits, 100)
+    assert_arrives(copy.deepcopy(values), digits, 100)
     assert_arrives(new, other, 100)
+
+
+def test_another_process_does_not_take_another_file_for_this_one(tmp_path):
+    pickled = pickle.dumps(on_file(random_digits(seed=1), tmp_path))
+    on_file(random_digits(seed=2), tmp_path)
+    os.utime(tmp_path / "digits", ns=(0, 0))
+    with pytest.raises(ValueError, match="digits has changed since its references were read"):
+        pickle.loads(pickled)
 
 
 def test_chunks_that_are_kept_are_read_again(tmp_path):
