@@ -24,6 +24,7 @@ from .torch_backend import squared_distance
 FEW_ROWS = 32  # with fewer, reading a reference costs more than multiplying it
 ROW_TILE = 64  # blocks of rows in whole tiles of a GPU's kernels, all aligned like the first
 FEW_REFERENCES = 1024  # a chunk of fewer is not worth its overhead
+STREAM_BYTES = 16 << 20  # of a chunk that has to come first: nothing is computed meanwhile
 
 Logits = tuple[Tensor, Tensor]  # what stage 2 returns
 
@@ -137,10 +138,11 @@ def plan(stages: Stages, rows: int, n: int, refs: ReferenceSet, limbs: int, work
         def fits(blocks: int) -> bool:
             return bytes_needed(rows, ar.BLOCK * blocks, keep) <= workspace
 
-        return ar.BLOCK * _most(-(-n // ar.BLOCK), fits)
+        return ar.BLOCK * _most(-(-most // ar.BLOCK), fits)
 
     enough = min(n, FEW_REFERENCES)
     resident = values.placement == "resident"
+    most = n if resident else max(enough, min(n, STREAM_BYTES // (values.limbs * values.dim)))
     if resident:
         best = min(workspace, stages.BLOCK_BYTES)
         whole = _most(rows, lambda count: bytes_needed(count, n, True) <= best)
