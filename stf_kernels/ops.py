@@ -71,8 +71,9 @@ def stable_target(
         stages = resolve(backend, x.device)
         if isinstance(ranks, Group):
             choices = {
-                "x_t": f"[B, {x.shape[1]}] {x.dtype} on {x.device.type}",
-                "ref": f"references of {source.limbs} limbs",
+                "x_t": f"{str(x.dtype).removeprefix('torch.')} [B, {x.shape[1]}]",
+                "x_t.device": x.device.type,
+                "ref.limbs": str(source.limbs),
                 "target": repr(kind),
                 "log_weight": "none" if bias is None else "given",
                 "labels": "none" if labels is None else "given",
