@@ -161,14 +161,11 @@ def test_precision_and_recall(rng, rows, k, F):
     assert 0 < min(expected) < 1
 
 
-def test_precision_and_recall_of_float32_far_from_zero(rng, rows):
-    """Distances of 1e-2 at 1e3: lost in float32 products, and not in float64 about the centre."""
-    real = torch.from_numpy(1e3 + 1e-2 * rng.normal(size=(23, 3))).float()
-    fake = torch.from_numpy(1e3 + 1e-2 * rng.normal(0.5, 0.7, size=(30, 3))).float()
-    expected = (
-        brute_force_among(fake.double(), real.double(), 3),
-        brute_force_among(real.double(), fake.double(), 3),
-    )
+def test_precision_and_recall_far_from_zero(rng, rows):
+    """Distances of 1e-2 at 1e6, which products about zero lose even in float64."""
+    real = torch.from_numpy(1e6 + 1e-2 * rng.normal(size=(23, 3)))
+    fake = torch.from_numpy(1e6 + 1e-2 * rng.normal(0.5, 0.7, size=(30, 3)))
+    expected = brute_force_among(fake, real, 3), brute_force_among(real, fake, 3)
     assert precision_recall(real, fake) == expected
 
 
@@ -181,14 +178,19 @@ def test_precision_and_recall_in_a_line():
 
 
 def test_equal_distances_count(rng, rows):
-    """Points of a set lie among the set, even where the reach of all of them is zero."""
+    """Pairs a, a + u in whole numbers, far from each other: a - u is just as far from a."""
+    a = torch.from_numpy(rng.integers(-1000, 1000, (40, 16))).double()
+    u = torch.from_numpy(rng.integers(-5, 6, (40, 16))).double()
+    real = torch.cat([a, a + u])
+    assert precision_recall(real, a - u, 1)[0] == 1
+    assert precision_recall(real, a - 1.0001 * u, 1)[0] == 0
+
+
+def test_points_lie_among_themselves(rng, rows):
+    """Even where the reach of all of them is zero."""
     points = torch.from_numpy(rng.normal(size=(10, 64)))
     assert precision_recall(points, points) == (1, 1)
-    fourfold = points.repeat(4, 1)
-    assert precision_recall(fourfold, points.clone(), 3)[0] == 1
-    grid = torch.arange(20.0)[:, None]
-    assert precision_recall(grid, grid + 1, 1)[0] == 1  # 20 is as far from 19 as 18 is
-    assert precision_recall(grid, grid + 1.001, 1)[0] == 0.95
+    assert precision_recall(points.repeat(4, 1), points, 3)[0] == 1
 
 
 @pytest.mark.parametrize(
