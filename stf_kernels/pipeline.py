@@ -18,7 +18,7 @@ from . import arithmetic as ar
 from .ranks import Ranks
 from .stages import NOWHERE, Prepared, Queries, Samples, Stages, Sums, Weights
 from .statistics import TargetStats, digits_of_norms, from_sums, largest_norm, norms_exponent
-from .storage import Values
+from .storage import Resident, Values
 from .torch_backend import squared_distance
 
 FEW_ROWS = 32  # with fewer, reading a reference costs more than multiplying it
@@ -84,7 +84,7 @@ def run(
     rows, n = len(queries.x), len(refs.norms)
     cut = plan(stages, rows, ranks.largest_shard(n), refs, limbs, workspace)
     cut = cut._replace(rows=ranks.fewest(cut.rows))  # blocks of rows are the same everywhere
-    if refs.columns is None and refs.values.placement == "resident" and 0 < n <= cut.columns:
+    if refs.columns is None and isinstance(refs.values, Resident) and 0 < n <= cut.columns:
         # Once for all blocks of rows.
         refs = refs._replace(columns=stages.transpose(refs.values.load()))
     exponent = norms_exponent(ranks.largest(largest_norm(refs.norms))) if statistics else None
@@ -141,7 +141,7 @@ def plan(stages: Stages, rows: int, n: int, refs: ReferenceSet, limbs: int, work
         return ar.BLOCK * _most(-(-most // ar.BLOCK), fits)
 
     enough = min(n, FEW_REFERENCES)
-    resident = values.placement == "resident"
+    resident = isinstance(values, Resident)
     most = n if resident else max(enough, min(n, STREAM_BYTES // (values.limbs * values.dim)))
     if resident:
         best = min(workspace, stages.BLOCK_BYTES)
