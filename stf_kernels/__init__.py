@@ -2,8 +2,11 @@
 
 from . import oracle
 from .backends import BackendUnavailable
+from .ideal import IdealDenoiser
+from .neighbours import Nearest, nearest
 from .parameterization import EDM, Velocity
 from .references import References
+from .scales import sigma_data, sigma_max
 from .statistics import TargetStats
 from .target import stable_target, stable_target_with_stats, validate
 
@@ -12,10 +15,15 @@ __version__ = "0.1.0"
 __all__ = [
     "EDM",
     "BackendUnavailable",
+    "IdealDenoiser",
+    "Nearest",
     "References",
     "TargetStats",
     "Velocity",
+    "nearest",
     "oracle",
+    "sigma_data",
+    "sigma_max",
     "stable_target",
     "stable_target_with_stats",
     "validate",

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import arithmetic as ar
 from . import file_format, handles, ops, ranks
 from .backends import resolve
+from .cells import partition
 from .statistics import largest_norm
 from .storage import Flipped, Host, Resident, Values
 from .torch_backend import join_limbs
@@ -382,6 +383,40 @@ class References:
             twice(self.labels),
             twice(self.log_weight),
         )
+
+    def cells(self, k: int, *, seed: int = 0) -> References:
+        """The same references, labelled by the cell of a k-means partition that each lies in.
+
+        With its source's cell as label a sample sees its source's neighbours, and the target
+        stays unbiased: within a cell the weights are P(source | x_t, cell), and the mean over the
+        cells, given x_t, is the mean over all references. (Each source's nearest references are
+        not a partition, and biased.) Next to as many references drawn uniformly, neighbours take
+        away more variance where the noise leaves few of them in question, and less where it is so
+        large that all images are.
+
+        If the set has labels, the cells refine the classes: one partition of all references is
+        crossed with them, label = class * k + cell.
+
+        A set on the device is put in the order of the cells, a copy; one that is elsewhere, or
+        flipped, stays in its order.
+
+        Args:
+            k: number of cells, 1 to n; some may stay empty
+            seed: of k-means, which is not the same to the bit on every machine
+
+        Raises:
+            ImportError: scikit-learn is missing
+            ValueError: k is no such number, or this is a shard
+
+        Example:
+            >>> cells = refs.cells(64)
+            >>> s = torch.randint(len(cells), (512,))  # sources
+            >>> y = cells.decode(s)
+            >>> score = stable_target(y + sigma * eps, cells, sigma, labels=cells.labels[s])
+        """
+        if self._shard is not None:
+            raise ValueError("cells of a shard would not be the set's: take those, then shard")
+        return partition(self, _count("k", k, 1, len(self)), seed)
 
     def shard(self, group: ProcessGroup | None = None) -> References:
         """This process's part of the references, for calls with the same `group`.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from stf_kernels import oracle
+from stf_kernels import References, oracle
 
 BACKENDS = ("torch", "cpu")
 PRECISIONS = ("exact", "fast")
@@ -64,6 +66,20 @@ def near_duplicates(images: Tensor, copies: int, seed: int = 0) -> Tensor:
         for j in rng.choice(image.numel(), rng.integers(1, 4), replace=False):
             image[j] += 1 if image[j] == 0 or (image[j] < 255 and rng.random() < 0.5) else -1
     return out.view(-1, *images.shape[1:])
+
+
+def saved(refs: References, folder: Path) -> References:
+    """The same references in a file."""
+    refs.save(folder / "refs.stf")
+    return References.from_file(folder / "refs.stf")
+
+
+# Sets that are not one tensor, made from one that is.
+ELSEWHERE: dict[str, Callable[[References, Path], References]] = {
+    "file": saved,
+    "flips": lambda refs, folder: refs.with_flips(),
+    "flips of a file": lambda refs, folder: saved(refs, folder).with_flips(),
+}
 
 
 def noisy(clean: Tensor, sigma: Tensor, alpha: Tensor | float = 1.0, seed: int = 0) -> Tensor:
