@@ -1,0 +1,169 @@
+"""The command stf-variance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from stf_train import data
+from stf_train.options import CountOrAll, Seeds, bad
+from stf_train.process import VE
+from stf_train.variance import Budget, Patches, Problem, TwoGaussians, closed_forms, measured
+from stf_train.variance_plots import Numbers, Panel, save_study, save_variance
+from stf_train.variance_study import Arm, Judge, Settings, study, table
+
+SETTINGS = {"show_default": True, "max_content_width": 100}
+GAUSSIANS = Budget(points=41, samples=8192, divergence_samples=2048)
+PATCHES = Budget(points=26, samples=3072, divergence_samples=1024)
+# Of the study: a tenth of the steps, and little to judge by.
+QUICK_STUDY = Settings(steps=32, looks=(16, 32), cbase=16, judged=256, drawn=100, sampling=4)
+QUICK = Budget(points=11, samples=512, divergence_samples=256)
+
+
+def png(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option for where a picture goes."""
+    return click.option(
+        "--output",
+        metavar="PNG",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=default,
+        help="The picture; its numbers go beside it, with .json in place of .png.",
+    )
+
+
+SEED = click.option(
+    "--seed", metavar="INT", type=click.IntRange(0), default=0, help="Of all draws."
+)
+FEW = click.option("--quick", is_flag=True, help="A few points with large errors, in seconds.")
+
+
+@click.group(context_settings=SETTINGS)
+def variance() -> None:
+    """The variance of training targets: Figures 2 and 3 of the STF paper, and a training study."""
+
+
+@variance.command("figure-2")
+@png("figure-2.png")
+@SEED
+@FEW
+def figure_2(output: Path, seed: int, quick: bool) -> None:
+    """V_DSM, D(t) and V_STF on two Gaussians, beside their closed forms.
+
+    They lie at +-.1 in 64 dimensions with deviation 1e-4; noise is VE, sigma .01 to 50; n is 1, 10,
+    50 and 100. V_DSM and D(t) are those of a set of 1000 samples, V_STF has fresh references.
+    """
+    problem, ns = TwoGaussians(seed=seed), (1, 10, 50, 100)
+    budget = QUICK if quick else GAUSSIANS
+    (panel,) = measure([problem], ns, budget, seed, output)
+    panel = Panel(panel.title, panel.curves + tuple(closed_forms(problem, VE(), ns)))
+    finish(output, seed, budget, [panel])
+
+
+@variance.command("figure-3")
+@png("figure-3.png")
+@SEED
+@FEW
+def figure_3(output: Path, seed: int, quick: bool) -> None:
+    """V_DSM, D(t) and V_STF on 1024 and on 4096 patches of photographs, 3x16x16 in [0, 1].
+
+    Noise is VE, sigma .01 to 50; n is 1, 100 and 1000. The patches are all the distribution there
+    is, so that the posterior over them is exact and only the noisy samples are drawn by chance.
+    """
+    problems = [Patches(N, seed) for N in (1024, 4096)]
+    budget = QUICK if quick else PATCHES
+    finish(output, seed, budget, measure(problems, (1, 100, 1000), budget, seed, output))
+
+
+@variance.command("draw")
+@click.argument(
+    "numbers", metavar="JSON", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+def draw(numbers: Path) -> None:
+    """Draw the picture of Figure 2 or 3 again from its numbers."""
+    try:
+        found = Numbers.load(numbers)
+    except ValueError as error:
+        raise bad("JSON", str(error)) from error
+    save_variance(numbers.with_suffix(".png"), found.panels)
+    click.echo(numbers.with_suffix(".png"))
+
+
+@variance.command("study")
+@click.option(
+    "--rows",
+    metavar="JSONL",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="study-digits.jsonl",
+    help="The runs, a line each. Those it holds are not made again: stop and go on at will, or "
+    "add seeds. The picture goes beside it, with .png in place of .jsonl.",
+)
+@click.option(
+    "--seeds", metavar="LIST", type=Seeds(), default="0-4", help="One run of each target."
+)
+@click.option(
+    "--references",
+    metavar="N|all",
+    type=CountOrAll(data.TOTAL),
+    multiple=True,
+    default=("128", "512", "all"),
+    help="Of STF, at least 128, the minibatch; may be given several times. DSM is always there.",
+)
+@FEW
+def study_command(rows: Path, seeds: list[int], references: Sequence[int], quick: bool) -> None:
+    """Train small networks on the digits with DSM and with STF, over seeds, and compare them.
+
+    By their excess risk, the distance of the denoiser to the exact one over all digits, and by the
+    Frechet distance of the pixels of their samples. All runs of a seed share weights, minibatches
+    and noise.
+    """
+    settings = QUICK_STUDY if quick else Settings()
+    if rows.suffix != ".jsonl":
+        raise bad("--rows", f"{rows} does not end in .jsonl.")
+    if min(references) < settings.batch:
+        raise bad(
+            "--references", f"{min(references)} is less than the minibatch of {settings.batch}."
+        )
+    if len(set(seeds)) < 2:
+        raise bad("--seeds", "two seeds at least are needed for a deviation over seeds.")
+    arms = [Arm(None), *(Arm(n) for n in sorted(set(references)))]
+    found = []
+    with tqdm(total=len(arms) * len(seeds) * settings.steps, unit="step") as bar:
+        try:
+            for row in study(rows, settings, arms, seeds, lambda: bar.update() and None):
+                found.append(row)
+        except ValueError as error:
+            raise bad("--rows", str(error)) from error
+    asked = [row for row in found if Arm(row.n) in arms and row.seed in seeds]
+    picture = rows.with_suffix(".png")
+    floor = Judge(settings).floor()
+    save_study(picture, asked, floor)
+    click.echo(table(asked))
+    click.echo(f"digits drawn anew: Frechet distance {floor:.3f}")
+    click.echo(f"{rows} and {picture}")
+
+
+def measure(
+    problems: Sequence[Problem], ns: Sequence[int], budget: Budget, seed: int, output: Path
+) -> list[Panel]:
+    """The panels of the problems, with a progress bar."""
+    if output.suffix != ".png":
+        raise bad("--output", f"{output} does not end in .png.")
+    panels = []
+    with tqdm(total=len(problems) * (2 + len(ns)) * budget.points, unit="point") as bar:
+        for problem in problems:
+            bar.set_description(problem.name)
+            curves = measured(problem, VE(), ns, budget, seed, lambda: bar.update() and None)
+            panels.append(Panel(problem.name, tuple(curves)))
+    return panels
+
+
+def finish(output: Path, seed: int, budget: Budget, panels: Sequence[Panel]) -> None:
+    """Writes numbers and picture."""
+    settings = {"seed": seed, **asdict(budget), "process": repr(VE())}
+    Numbers(settings, tuple(panels)).save(output.with_suffix(".json"))
+    save_variance(output, panels)
+    click.echo(f"{output} and {output.with_suffix('.json')}")
