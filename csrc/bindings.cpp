@@ -21,15 +21,27 @@ stf::Digits digits(py::tuple fields) {
           fields[2].cast<int64_t>(), fields[3].cast<int64_t>(), fields[4].cast<bool>()};
 }
 
-stf::LogitRows logit_rows(py::tuple fields) {
-  return {at<const double>(fields[0].cast<Address>()), at<const double>(fields[1].cast<Address>()),
-          at<const double>(fields[2].cast<Address>()), at<const double>(fields[3].cast<Address>()),
-          at<const int64_t>(fields[4].cast<Address>())};
+stf::LogitCall logit_call(py::tuple fields) {
+  const auto samples = fields[0].cast<py::tuple>(), refs = fields[1].cast<py::tuple>(),
+             out = fields[2].cast<py::tuple>();
+  return {
+      {at<const double>(samples[0].cast<Address>()), at<const double>(samples[1].cast<Address>()),
+       at<const double>(samples[2].cast<Address>()), at<const double>(samples[3].cast<Address>()),
+       at<const int64_t>(samples[4].cast<Address>())},
+      {at<const double>(refs[0].cast<Address>()), at<const double>(refs[1].cast<Address>()),
+       at<const int64_t>(refs[2].cast<Address>())},
+      {out[0].cast<int64_t>(), at<float>(out[1].cast<Address>()),
+       at<double>(out[2].cast<Address>())}};
 }
 
-stf::LogitColumns logit_columns(py::tuple fields) {
-  return {at<const double>(fields[0].cast<Address>()), at<const double>(fields[1].cast<Address>()),
-          at<const int64_t>(fields[2].cast<Address>())};
+stf::Quantized quantized(py::tuple fields) {
+  return {at<const int8_t>(fields[0].cast<Address>()), fields[1].cast<int64_t>(),
+          fields[2].cast<int64_t>()};
+}
+
+stf::Peaks peaks(py::tuple fields) {
+  return {at<double>(fields[0].cast<Address>()), at<double>(fields[1].cast<Address>()),
+          at<int64_t>(fields[2].cast<Address>())};
 }
 
 stf::Survivors survivors(py::tuple fields) {
@@ -88,16 +100,49 @@ PYBIND11_MODULE(_C, m) {
     cpu.norms(at<const int8_t>(values), limbs, count, dim, twice_offset, at<double>(out), threads);
   });
 
-  m.def("logits",
-        [](py::tuple dots, int64_t rows, int64_t ref_limbs, py::tuple of_samples, py::tuple of_refs,
-           int64_t first, int64_t n, Address relative, Address anchors, int threads) {
-          const auto sums = digits(dots);
-          const auto samples = logit_rows(of_samples);
-          const auto refs = logit_columns(of_refs);
+  m.def("seen",
+        [](Address labels, int64_t rows, Address ref_labels, int64_t n, Address out, int threads) {
           py::gil_scoped_release unlocked;
-          cpu.logits(sums, rows, ref_limbs, samples, refs, first, n, at<float>(relative),
-                     at<double>(anchors), threads);
+          cpu.logits->seen(at<const int64_t>(labels), rows, at<const int64_t>(ref_labels), n,
+                           at<uint8_t>(out), threads);
         });
+
+  m.def("logits", [](py::tuple dots, Address index, int64_t count, int64_t ref_limbs,
+                     py::tuple fields, int64_t first, int threads) {
+    const auto sums = digits(dots);
+    const auto call = logit_call(fields);
+    py::gil_scoped_release unlocked;
+    cpu.logits->logits(sums, at<const int64_t>(index), count, ref_limbs, call, first, threads);
+  });
+
+  m.def("bound",
+        [](Address tops, int64_t columns, Address index, int64_t count, py::tuple q, double offset,
+           py::tuple fields, int64_t first, py::tuple of_rows, int threads) {
+          const auto from = quantized(q);
+          const auto call = logit_call(fields);
+          const auto known = peaks(of_rows);
+          py::gil_scoped_release unlocked;
+          cpu.logits->bound(at<const int32_t>(tops), columns, at<const int64_t>(index), count, from,
+                            offset, call, first, known, threads);
+        });
+
+  m.def("settle", [](Address index, int64_t count, py::tuple q, Address values, py::tuple fields,
+                     py::tuple of_rows, Address halves, Address candidates, int threads) {
+    const auto from = quantized(q);
+    const auto call = logit_call(fields);
+    const auto known = peaks(of_rows);
+    py::gil_scoped_release unlocked;
+    cpu.logits->settle(at<const int64_t>(index), count, from, at<const int8_t>(values), call, known,
+                       at<int16_t>(halves), at<int64_t>(candidates), threads);
+  });
+
+  m.def("refine", [](Address index, int64_t count, int64_t dim, Address values, py::tuple fields,
+                     Address floor, Address halves, int threads) {
+    const auto call = logit_call(fields);
+    py::gil_scoped_release unlocked;
+    cpu.logits->refine(at<const int64_t>(index), count, dim, at<const int8_t>(values), call,
+                       at<const double>(floor), at<const int16_t>(halves), threads);
+  });
 
   m.def("weights",
         [](Address relative, Address anchors, int64_t rows, int64_t n, int limbs, double scale,

@@ -1,20 +1,12 @@
-#include "cpu_stages.h"
-
-#include <limits>
 #include <type_traits>
 
-#include "arithmetic.h"
+#include "cpu_common.h"
 #include "parallel.h"
 
 namespace stf {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr int64_t kTile = 512;  // values summed at a time, in the first-level cache
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // ---- quantize
 
@@ -111,95 +103,6 @@ void norms(const int8_t* values, int64_t limbs, int64_t count, int64_t dim, doub
                                 : norm_of_row<4>;
   parallel_for(count, threads,
                [=](int64_t k) { out[k] = row(values + k * dim, count * dim, dim, twice_offset); });
-}
-
-// ---- logits
-
-// The exact sum over the digits of one row, at column c: least significant digit first.
-template <class Sum, int Count>
-STF_HD int64_t join(const Sum* sums, int64_t columns, int64_t c) {
-  constexpr int kBits = sizeof(Sum) == 4 ? 8 : 16;
-  int64_t out = static_cast<int64_t>(sums[c]);
-  for (int l = 1; l < Count; ++l)
-    out += static_cast<int64_t>(sums[l * columns + c]) * (int64_t{1} << (kBits * l));
-  return out;
-}
-
-struct Logits {
-  LogitRows samples;
-  LogitColumns refs;
-  int64_t rows, ref_limbs, first, n;
-  float* relative;
-  double* anchors;
-
-  template <class Sum, int Count>
-  void run(Digits dots, int threads) const {
-    const Logits self = *this;
-    parallel_for(rows, threads, [=](int64_t i) {
-      for (int64_t c = 0; c < dots.columns; c += kBlock)
-        self.block<Sum, Count>(dots, i, c, min(kBlock, dots.columns - c));
-    });
-  }
-
-  // The exact product with one reference limb, in float64.
-  template <class Sum, int Count>
-  void dot(Digits dots, int64_t r, int64_t i, int64_t c, int64_t width, double* out) const {
-    int64_t exact[kBlock] = {0};
-    for (int64_t span = 0; span < dots.spans; ++span) {
-      const int64_t row = ((r * dots.spans + span) * rows + i) * Count;
-      const Sum* sums = static_cast<const Sum*>(dots.sums) + row * dots.columns + c;
-      for (int64_t k = 0; k < width; ++k) exact[k] += join<Sum, Count>(sums, dots.columns, k);
-    }
-    for (int64_t k = 0; k < width; ++k) out[k] = static_cast<double>(exact[k]);
-  }
-
-  template <class Sum, int Count>
-  void block(Digits dots, int64_t i, int64_t c, int64_t width) const {
-    double logit[kBlock], next[kBlock];
-    dot<Sum, Count>(dots, ref_limbs - 1, i, c, width, logit);
-    for (int64_t r = ref_limbs - 2; r >= 0; --r) {
-      dot<Sum, Count>(dots, r, i, c, width, next);
-      for (int64_t k = 0; k < width; ++k) logit[k] = logit[k] * 256.0 + next[k];
-    }
-    const int64_t k0 = first + c;
-    const double slope = samples.slope[i], curvature = samples.curvature[i];
-    for (int64_t k = 0; k < width; ++k)
-      logit[k] = slope * logit[k] - curvature * refs.norms[k0 + k];
-    if (samples.offset) {
-      const double offset = samples.offset[i], exponent = samples.exponent[i];
-      for (int64_t k = 0; k < width; ++k) {
-        const double u = offset - logit[k];
-        logit[k] = -exponent * log2_1p(u < 0 ? 0 : u);
-      }
-    }
-    if (refs.bias)
-      for (int64_t k = 0; k < width; ++k) logit[k] += refs.bias[k0 + k];
-    if (samples.labels && samples.labels[i] != -1)
-      for (int64_t k = 0; k < width; ++k)
-        logit[k] = refs.labels[k0 + k] == samples.labels[i] ? logit[k] : -kInfinity;
-    double anchor = -kInfinity;
-    bool ordered = true;
-    for (int64_t k = 0; k < width; ++k) {
-      anchor = logit[k] > anchor ? logit[k] : anchor;
-      ordered &= logit[k] == logit[k];
-    }
-    if (!ordered) anchor = kNaN;
-    anchors[i * ceil_div(n, kBlock) + k0 / kBlock] = anchor;
-    const double anchored = anchor == -kInfinity ? 0 : anchor;
-    float* out = relative + i * n + k0;
-    for (int64_t k = 0; k < width; ++k) out[k] = static_cast<float>(logit[k] - anchored);
-  }
-};
-
-void logits(Digits dots, int64_t rows, int64_t ref_limbs, LogitRows samples, LogitColumns refs,
-            int64_t first, int64_t n, float* relative, double* anchors, int threads) {
-  const Logits stage{samples, refs, rows, ref_limbs, first, n, relative, anchors};
-  if (dots.wide)
-    stage.run<double, 2>(dots, threads);
-  else if (dots.count == 3)
-    stage.run<int32_t, 3>(dots, threads);
-  else
-    stage.run<int32_t, 4>(dots, threads);
 }
 
 // ---- weights
@@ -400,7 +303,7 @@ void finish(const int64_t* num, const int64_t* total, const double* affine, cons
 
 namespace STF_ISA {
 extern const CpuStages stages;
-const CpuStages stages = {STF_NAME(STF_ISA), quantize, norms,     logits,
+const CpuStages stages = {STF_NAME(STF_ISA), quantize, norms,     &logit_stages,
                           weights,           gather,   add_dense, finish};
 }  // namespace STF_ISA
 }  // namespace stf

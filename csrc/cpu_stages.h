@@ -17,20 +17,6 @@ struct Digits {      // the sums of one limb product
   bool wide;         // float64 sums of base-65536 digits
 };
 
-struct LogitRows {          // what stage 2 needs of the samples
-  const double* slope;      // [B] A step
-  const double* curvature;  // [B] C
-  const double* offset;     // [B] G of Student-t noise, or null
-  const double* exponent;   // [B] K of Student-t noise, or null
-  const int64_t* labels;    // [B], or null
-};
-
-struct LogitColumns {     // what it needs of the references, besides their values
-  const double* norms;    // [n]
-  const double* bias;     // [n], or null
-  const int64_t* labels;  // [n], or null
-};
-
 struct Statistics {  // integer sums of each row, MATH.md section 7; null if not asked for
   int64_t* square;   // [B]
   int64_t* bits;     // [B]
@@ -45,6 +31,81 @@ struct Survivors {   // the weights of a row: a short list, or digits for the ma
   int32_t* weight;   // [B, capacity]
   int8_t* digits;    // [slots, L, n]
   int64_t* slots;    // [1] dense rows so far
+};
+
+struct LogitRows {          // what stage 2 needs of the samples, besides their digits
+  const double* slope;      // [B] A step
+  const double* curvature;  // [B] C
+  const double* offset;     // [B] G of Student-t noise, or null
+  const double* exponent;   // [B] K of Student-t noise, or null
+  const int64_t* labels;    // [B], or null
+};
+
+struct LogitColumns {     // what it needs of the references, besides their values
+  const double* norms;    // [n]
+  const double* bias;     // [n], or null
+  const int64_t* labels;  // [n], or null
+};
+
+struct LogitOutputs {  // what it returns
+  int64_t n;
+  float* relative;  // [B, n]
+  double* anchors;  // [B, ceil(n / 128)]
+};
+
+struct LogitCall {
+  LogitRows samples;
+  LogitColumns refs;
+  LogitOutputs out;
+};
+
+struct Quantized {       // samples as stage 1 left them
+  const int8_t* digits;  // [B, L, d]
+  int64_t dim;
+  int64_t limbs;
+};
+
+struct Peaks {     // what is known of the rows' largest logits
+  double* floor;   // [B] none is smaller
+  double* lower;   // [B] the largest lower bound of a logit
+  int64_t* where;  // [B] the reference it belongs to, or -1
+};
+
+struct CpuLogits {  // stage 2; `index` names the rows to work on, [count]
+  // Input   labels [rows], -1 for a row that sees every reference, ref_labels [n]
+  // Output  seen [ceil(n / 128), rows]: 1 if the block has a reference that the row sees, or 0
+  void (*seen)(const int64_t* labels, int64_t rows, const int64_t* ref_labels, int64_t n,
+               uint8_t* seen, int threads);
+
+  // Input   the products of those rows with references first, ..., first + columns - 1
+  // Output  relative and anchors of those rows at those references
+  // Math    l = A dot - C N, of Student-t noise -K log2(1 + (G - l)), + bias;
+  //         m = max of l over a block of 128; r = float(l - m)
+  // Presumes first is a multiple of 128
+  void (*logits)(Digits dots, const int64_t* index, int64_t count, int64_t ref_limbs,
+                 const LogitCall& call, int64_t first, int threads);
+
+  // Input   the products of those rows' most significant digits alone, int32 [count, columns]
+  // Output  relative and anchors: no logit is above its `relative`, nor a block's above its anchor;
+  //         peaks: lower raised, and where
+  // Math    |res . z_k - mu res . t| <= ||res|| ||z_k - mu t||
+  // Presumes one reference limb, offset = b / a, d <= 65 536; first is a multiple of 128
+  void (*bound)(const int32_t* tops, int64_t columns, const int64_t* index, int64_t count,
+                Quantized q, double offset, const LogitCall& call, int64_t first, Peaks peaks,
+                int threads);
+
+  // Input   upper bounds and peaks as `bound` left them, values [n, d]
+  // Output  floor: raised to the exact logit at `where`; halves [B, 2, d]: q = 2^16 high + low;
+  //         candidates [count]: how many references of a row may come within 64 of its peak
+  void (*settle)(const int64_t* index, int64_t count, Quantized q, const int8_t* values,
+                 const LogitCall& call, Peaks peaks, int16_t* halves, int64_t* candidates,
+                 int threads);
+
+  // Input   upper bounds, peaks and halves as `settle` left them, values [n, d]
+  // Output  relative and anchors: exact for candidates, -inf for the rest, and an anchor of -inf
+  //         for a block without a logit that comes within 64 of the peak
+  void (*refine)(const int64_t* index, int64_t count, int64_t dim, const int8_t* values,
+                 const LogitCall& call, const double* floor, const int16_t* halves, int threads);
 };
 
 struct CpuStages {
@@ -64,13 +125,7 @@ struct CpuStages {
   void (*norms)(const int8_t* values, int64_t limbs, int64_t count, int64_t dim,
                 double twice_offset, double* norms, int threads);
 
-  // Input   the products of `rows` samples with references first, ..., first + columns - 1
-  // Output  relative [rows, n] and anchors [rows, ceil(n / 128)] at those references
-  // Math    l = A dot - C N, of Student-t noise -K log2(1 + (G - l)), + bias;
-  //         m = max of l over a block of 128; r = float(l - m)
-  // Presumes first is a multiple of 128
-  void (*logits)(Digits dots, int64_t rows, int64_t ref_limbs, LogitRows samples, LogitColumns refs,
-                 int64_t first, int64_t n, float* relative, double* anchors, int threads);
+  const CpuLogits* logits;
 
   // Input   relative [rows, n], anchors [rows, ceil(n / 128)], peak M [rows]
   // Output  total [rows], survivors, statistics

@@ -1,38 +1,33 @@
 """The CPU backend: limb products through oneDNN, everything around them in fused C++ (csrc/).
 
-Where the processor has VNNI or AMX instructions `torch._int_mm` multiplies int8 digits exactly.
-Elsewhere oneDNN may saturate in int16 or has no kernel at all, and pairs of digits are multiplied
-in float64 instead, which is exact too: 2^15 * 2^7 a term, and sums stay below 2^53.
+Stage 2 is in cpu_logits.py, the products in cpu_products.py.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import arithmetic as ar
-from .stages import Prepared, Samples, Weights
+from . import cpu_logits, cpu_products
+from .cpu_logits import logits as logits
+from .cpu_products import PRODUCT_BYTES
+from .cpu_products import has_int8_products as has_int8_products
+from .extension import _C, absence
+from .extension import extension as extension
+from .stages import Samples, Weights
 
 NAME = "cpu"
-
-_C: Any
-try:
-    _C = importlib.import_module("stf_kernels._C")
-except ImportError as error:
-    _C, _import_error = None, str(error)
 
 # A row in which more than one reference in ten survives goes through the matrix product: there a
 # reference costs a tenth of what gathering it does (.27 against .03 us at d = 3072, one core).
 SPARSE_SHARE = 10
 MAX_SURVIVORS = 1 << 15  # so that float64 sums of P v, below 2^38 each, are exact
 MAX_ROWS = 256
-PRODUCT_BYTES = 8 << 20  # of the limb products held at a time, and of a float64 copy of one side
-ROW_SUMS = 64  # bytes of a row's step, total, count and statistics
+ROW_SUMS = 128  # bytes of what is one number a row
 BLOCK_BYTES = (32 << 20) + 2 * PRODUCT_BYTES
 
 
@@ -50,43 +45,30 @@ class _Survivors(NamedTuple):
         return (self.capacity, *(t.data_ptr() for t in self[1:]))
 
 
-def extension() -> Any:
-    """The compiled module, or None."""
-    return _C
-
-
 def unavailable(device: torch.device) -> str | None:
     """Why this backend cannot run on `device`, or None."""
     if device.type != "cpu":
         return "it computes on the CPU"
-    return None if _C else f"the extension stf_kernels._C is not importable ({_import_error})"
-
-
-@cache
-def has_int8_products() -> bool:
-    """Whether `torch._int_mm` is fast and exact here: it is asked for the largest sums once."""
-    if not (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()):
-        return False
-    a = torch.full((64, 256), -128, dtype=torch.int8, device="cpu")
-    try:
-        return bool((torch._int_mm(a, a.t()) == 256 * 2**14).all())
-    except RuntimeError:
-        return False
+    return (
+        None if absence is None else f"the extension stf_kernels._C is not importable ({absence})"
+    )
 
 
 def workspace(rows: int, n: int, dim: int, ref_limbs: int, limbs: int) -> int:
     """Bytes the stages allocate at most for `rows` samples with `n` references."""
-    wide = not (has_int8_products() and dim > 1)
+    wide = not cpu_products.in_int8(min(dim, ar.MAX_INT32_TERMS))
     blocks, spans = -(-n // ar.BLOCK), -(-dim // ar.MAX_INT32_TERMS)
     lists = 8 * max(1, min(n // SPARSE_SHARE, MAX_SURVIVORS))
-    row = (limbs + 8 * ref_limbs) * dim + (4 + limbs) * n + 8 * blocks + lists + ROW_SUMS
+    row = (limbs + 8 * ref_limbs) * dim + (4 + limbs) * n + 12 * blocks + lists + ROW_SUMS
     if wide:
         row += 16 * max(dim, n)  # the digits in pairs
-    elif max(dim, n) > ar.MAX_INT32_TERMS:
-        row += limbs * max(dim, n)  # the digits cut into spans
+    else:
+        row += (2 * limbs + 4) * dim  # the digits of some rows; 16-bit halves
+        row += limbs * n if n > ar.MAX_INT32_TERMS else 0  # the digits of weights in spans
     sums = 8 * ref_limbs * spans * rows * limbs
     copy = 8 * min(dim, ar.MAX_INT32_TERMS) if wide else 0
-    return rows * row + 2 * max(PRODUCT_BYTES, ar.BLOCK * max(sums, copy))
+    tried = 2 * cpu_logits.TRIED * (dim + 8 * rows + 24)
+    return rows * row + tried + 2 * max(PRODUCT_BYTES, ar.BLOCK * max(sums, copy))
 
 
 def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,78 +134,6 @@ def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
     return digits, step
 
 
-def _factor(digits: Tensor) -> Tensor:
-    """The left side of limb products: int8 digits as they are, or pairs of them in float64.
-
-    `torch._int_mm` is wrong for a single term (it misreads the strides: torch 2.13), and int32
-    sums have a largest number of terms.
-    """
-    if has_int8_products() and 1 < digits.shape[2] <= ar.MAX_INT32_TERMS:
-        return digits
-    pairs = digits[:, ::2].double()
-    pairs[:, : digits.shape[1] // 2] += digits[:, 1::2].double() * ar.LIMB_RADIX
-    return pairs
-
-
-def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """out[m, c] = left [m, k] @ right [k, c], exact; right is int8."""
-    if left.dtype == torch.int8:
-        torch._int_mm(left, right, out=out)
-    else:
-        torch.matmul(left, right.double(), out=out)
-
-
-def _sums_dtype(left: Tensor) -> torch.dtype:
-    return torch.int32 if left.dtype == torch.int8 else torch.float64
-
-
-def _copy(sums: torch.dtype) -> int:
-    """Bytes for each value of a right side that `_multiply` has to copy."""
-    return 8 if sums == torch.float64 else 0
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)]."""
-    ref_limbs, n, dim = refs.values.shape
-    rows = samples.q.shape[0]
-    relative = torch.empty((rows, n), dtype=torch.float32, device="cpu")
-    anchors = torch.empty((rows, -(-n // ar.BLOCK)), dtype=torch.float64, device="cpu")
-    terms = -(-dim // -(-dim // ar.MAX_INT32_TERMS))  # of a span of a sum too long for int32
-    lefts = [_factor(q) for q in samples.q.split(terms, 2)]
-    spans, count, dtype = len(lefts), lefts[0].shape[1], _sums_dtype(lefts[0])
-    lefts = [left.reshape(rows * count, -1) for left in lefts]
-    sums_per_column = ref_limbs * spans * rows * count
-    columns = ar.BLOCK * max(
-        1, PRODUCT_BYTES // (ar.BLOCK * max(sums_per_column * dtype.itemsize, _copy(dtype) * terms))
-    )
-    buffer = torch.empty(sums_per_column * min(columns, n), dtype=dtype, device="cpu")
-    of_samples = (samples.slope, samples.curvature, *(samples.student or (None, None)))
-    for first in range(0, n, columns):
-        part = refs.values[:, first : first + columns]
-        width = part.shape[1]
-        dots = buffer[: sums_per_column * width].view(ref_limbs, spans, rows * count, width)
-        for limb, span in itertools.product(range(ref_limbs), range(spans)):
-            right = part[limb, :, span * terms : (span + 1) * terms]
-            _multiply(lefts[span], right.t(), dots[limb, span])
-        _C.logits(
-            (dots.data_ptr(), spans, count, width, dtype == torch.float64),
-            rows,
-            ref_limbs,
-            tuple(map(_address, (*of_samples, samples.labels))),
-            tuple(map(_address, (refs.norms, refs.bias, refs.labels))),
-            first,
-            n,
-            relative.data_ptr(),
-            anchors.data_ptr(),
-            torch.get_num_threads(),
-        )
-    return relative, anchors
-
-
 def weights(
     relative: Tensor, anchors: Tensor, peak: Tensor, precision: str, statistics: bool
 ) -> Weights:
@@ -274,18 +184,15 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
         return num
     terms = ar.MAX_INT32_TERMS // ar.BLOCK * ar.BLOCK
     for first in range(0, n, terms):
-        left = _factor(survivors.digits[:dense, :, first : first + terms])
-        count = left.shape[1]
-        left = left.reshape(dense * count, -1)
-        dtype = _sums_dtype(left)
-        held = max(dense * count * dtype.itemsize, _copy(dtype) * left.shape[1])
-        width = max(1, PRODUCT_BYTES // held)
+        left = cpu_products.factor(survivors.digits[:dense, :, first : first + terms])
+        dtype = cpu_products.sums_dtype(left)
+        width = max(1, cpu_products.at_a_time(len(left) * dtype.itemsize, left.shape[1], dtype))
         for limb, j in itertools.product(range(ref_limbs), range(0, dim, width)):
             right = values[limb, first : first + terms, j : j + width]
-            sums = torch.empty((dense * count, right.shape[1]), dtype=dtype, device="cpu")
-            _multiply(left, right, sums)
+            sums = torch.empty((len(left), right.shape[1]), dtype=dtype, device="cpu")
+            cpu_products.multiply(left, right, sums)
             _C.add_dense(
-                (sums.data_ptr(), 1, count, right.shape[1], dtype == torch.float64),
+                (sums.data_ptr(), 1, len(left) // dense, right.shape[1], dtype == torch.float64),
                 survivors.addresses(),
                 rows,
                 ref_limbs,

@@ -10,7 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stf_kernels import References, Velocity, golden, stable_target, stable_target_with_stats
+from stf_kernels import (
+    References,
+    Velocity,
+    cpu_products,
+    golden,
+    stable_target,
+    stable_target_with_stats,
+)
 from stf_kernels import cpu_backend as cpu
 
 needs_extension = pytest.mark.skipif(
@@ -150,7 +157,7 @@ def test_bits_do_not_depend_on_threads_or_instruction_set(isa, threads):
 def test_float64_products_give_the_bits_of_int8_products(monkeypatch, precision):
     torch.manual_seed(5)
     x, u, sigma = problem((30, 1200, 90), torch.float32)
-    multiply, seen = cpu._multiply, set()
+    multiply, seen = cpu_products.multiply, set()
 
     def watched(left, right, out):
         seen.add(left.dtype)
@@ -159,8 +166,8 @@ def test_float64_products_give_the_bits_of_int8_products(monkeypatch, precision)
     for refs in (References(u, value_range=(-1, 1)), References(u.float() / 50)):
         spec = stable_target(x, refs, sigma, backend="torch", precision=precision)
         with monkeypatch.context() as patch:
-            patch.setattr(cpu, "_multiply", watched)
-            patch.setattr(cpu, "has_int8_products", lambda: False)
+            patch.setattr(cpu_products, "multiply", watched)
+            patch.setattr(cpu_products, "has_int8_products", lambda: False)
             out = stable_target(x, refs, sigma, backend="cpu", precision=precision)
         assert_same_bits(out, spec)
     assert seen == {torch.float64}
@@ -212,7 +219,7 @@ def test_bits_do_not_depend_on_how_many_products_are_held(monkeypatch):
     x, u, sigma = problem((12, 1111, 80), torch.float32)
     refs = References(u, value_range=(-1, 1))
     whole = stable_target(x, refs, sigma, backend="cpu")
-    monkeypatch.setattr(cpu, "PRODUCT_BYTES", 1)
+    monkeypatch.setattr(cpu_products, "PRODUCT_BYTES", 1)
     assert_same_bits(stable_target(x, refs, sigma, backend="cpu"), whole)
 
 
@@ -223,13 +230,13 @@ def test_sums_longer_than_int32_holds_are_split(monkeypatch):
     u[1, ::3] = 0
     x = torch.ones(2, 140_000)
     seen = set()
-    multiply = cpu._multiply
+    multiply = cpu_products.multiply
 
     def watched(left, right, out):
         seen.add((left.dtype, left.shape[1]))
         multiply(left, right, out)
 
-    monkeypatch.setattr(cpu, "_multiply", watched)
+    monkeypatch.setattr(cpu_products, "multiply", watched)
     assert_backends_agree(x, References(u, value_range=(-1, 1)), torch.tensor([1.0, 1e4]))
     if cpu.has_int8_products():
         assert (torch.int8, 70_000) in seen
