@@ -14,7 +14,7 @@ from torch import Tensor
 from stf_train.config import Config
 from stf_train.loop import State
 
-FORMAT = "stf_train 1"
+FORMAT = "stf_train 2"
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Checkpoint:
 
     config: Config
     step: int
+    skipped: tuple[int, int]  # steps without a finite gradient: all, and the last ones in a row
     metrics_bytes: int  # length of the metrics file at this step
     tensors: dict[str, Tensor]
 
@@ -46,6 +47,7 @@ class Checkpoint:
             }
         state.generator.set_state(self.tensors["generator"])
         state.step = self.step
+        state.skipped, state.in_a_row = self.skipped
 
 
 def pack(state: State, config: Config, metrics_bytes: int) -> Checkpoint:
@@ -56,7 +58,8 @@ def pack(state: State, config: Config, metrics_bytes: int) -> Checkpoint:
         for key, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = value
     tensors["generator"] = state.generator.get_state()
-    return Checkpoint(config, state.step, metrics_bytes, tensors)
+    skipped = (state.skipped, state.in_a_row)
+    return Checkpoint(config, state.step, skipped, metrics_bytes, tensors)
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -64,6 +67,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     about = {
         "format": FORMAT,
         "step": checkpoint.step,
+        "skipped": checkpoint.skipped,
         "metrics_bytes": checkpoint.metrics_bytes,
         "config": checkpoint.config.as_dict(),
     }
@@ -106,4 +110,5 @@ def read(path: Path) -> Checkpoint:
     if about["format"] != FORMAT:
         raise ValueError(f"{path} must have format {FORMAT!r}, got {about['format']!r}")
     config = Config.from_dict(about["config"])
-    return Checkpoint(config, about["step"], about["metrics_bytes"], tensors)
+    skipped, in_a_row = about["skipped"]
+    return Checkpoint(config, about["step"], (skipped, in_a_row), about["metrics_bytes"], tensors)

@@ -5,31 +5,71 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields
 
-# Higher and narrower than EDM's -1.2 and 1.2: the digits have a sigma_data of .85 where EDM has .5,
-# and no fine detail that only shows at low noise.
-P_MEAN, P_STD = -0.4, 1.0
-RAMPUP = 0.005
+from stf_train.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides the bits of a run, by the names and in the units of the options."""
+    """Everything that decides the bits of a run, by the names and in the units of the options.
 
+    None stands for what the process, the network or the loss of the run does not have.
+    """
+
+    preset: str  # what the others were taken from
+    # Data
+    data: str  # a name or a path, see `stf_train.data.load`
+    size: int | None  # of the images, None as they are
+    range: tuple[float, float]  # values of the lowest and the highest byte
+    xflip: bool
+    cond: bool
+    label_dropout: float | None
+    # Target
     target: str  # "stf" or "dsm"
-    references: int  # n; dsm makes no use of it
-    batch: int  # B
+    references: int | str  # n or "all"; dsm makes no use of it
+    # Process
+    process: str
+    output: str | None
+    sigma_data: float | None
+    P_mean: float | None
+    P_std: float | None
+    D: float | None
+    noise_min: float | None
+    noise_max: float | None
+    beta_min: float | None
+    beta_max: float | None
+    # Loss
+    strength: float | None
+    points: int | None
+    # Network
+    arch: str
+    cbase: int  # channels
+    cres: tuple[int, ...] | None
+    blocks: int | None
+    attention: tuple[int, ...] | None
+    dropout: float | None
+    # Optimiser
+    batch: int  # B, samples per step
     duration: float  # million images
     lr: float
     rampup: float  # of lr, million images
+    clip: float | None  # of the gradient's norm
     ema: float  # half-life, million images
-    P_mean: float
-    P_std: float
-    sigma_data: float  # measured
-    cbase: int  # channels of the network
-    seed: int
-    tick: float  # between checkpoints, thousand images
+    ema_rampup: float  # half-life as a fraction of the images seen
+    # Computation
+    batch_gpu: int | None  # samples at a time on each device
+    fp16: bool
+    bf16: bool
+    ls: float  # loss scale
+    compile: bool
     device: str  # "cpu" or "cuda"
     threads: int  # of the CPU: they decide the order of float sums
+    processes: int
+    seed: int
+    # Reports
+    tick: float  # between checkpoints, thousand images
+    snap: int | None  # ticks between pictures
+    tensorboard: bool
+    sampling: Sampling
 
     @property
     def steps(self) -> int:
@@ -47,7 +87,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> Config:
-        """The config of such a dictionary.
+        """The config of such a dictionary, also after it went through JSON.
 
         Raises:
             ValueError: names are missing or unknown.
@@ -56,4 +96,7 @@ class Config:
         if values.keys() != expected:
             wrong = ", ".join(sorted(values.keys() ^ expected))
             raise ValueError(f"config must hold the options of this version, differs in {wrong}")
-        return cls(**values)  # type: ignore[arg-type]
+        plain = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        sampling = plain.pop("sampling")
+        assert isinstance(sampling, dict)
+        return cls(**plain, sampling=Sampling(**sampling))  # type: ignore[arg-type]

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from stf_kernels import References
 from stf_train.process import DDPM, Network, Process
 from stf_train.targets import Origin, Target
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """All that is random in a step but the network's own dropout."""
+
+    sources: Tensor  # indices into the data set, [B] int64
+    t: Tensor  # training times, [B]
+    labels: Tensor | None  # classes, -1 for dropped ones, [B] int64
+    eps: Tensor  # noise of unit scale, [K, B, *shape], K points for each source
+
+    def part(self, start: int, stop: int) -> Minibatch:
+        """Some of its samples."""
+        labels = None if self.labels is None else self.labels[start:stop]
+        return Minibatch(
+            self.sources[start:stop], self.t[start:stop], labels, self.eps[:, start:stop]
+        )
 
 
 class DenoisingLoss:
@@ -29,6 +48,8 @@ class DenoisingLoss:
     al. 2023, Equation 6; label dropping Ho and Salimans 2022, Algorithm 1.
     """
 
+    K = 1  # noisy points of each source
+
     def __init__(
         self,
         process: Process,
@@ -49,7 +70,7 @@ class DenoisingLoss:
     def __call__(
         self, network: Network, order: Tensor, batch: int, generator: torch.Generator
     ) -> Tensor:
-        """The loss of one minibatch, a scalar.
+        """The loss of one minibatch, a scalar: `of` what was drawn.
 
         Args:
             network: F of `Process.denoise`.
@@ -57,10 +78,27 @@ class DenoisingLoss:
             batch: B, the sources being order[:B].
             generator: the run's generator, on the CPU, so that all devices see the same noise.
         """
+        return self.of(network, self.draw(order, batch, generator), order)
+
+    def draw(self, order: Tensor, batch: int, generator: torch.Generator) -> Minibatch:
+        """Draws a minibatch, arguments as above."""
         sources = order[:batch]
         t = self.process.times(batch, generator)
         labels = self._labels(sources, generator)
-        error, t = self._error(network, t, sources, labels, order, generator)
+        shape = (self.K * batch, *self.data.shape)
+        eps = self.process.noise.draw(shape, generator).unflatten(0, (self.K, batch))
+        return Minibatch(sources, t, labels, eps)
+
+    def of(self, network: Network, minibatch: Minibatch, order: Tensor) -> Tensor:
+        """The mean loss of a minibatch or a part of one, a scalar.
+
+        Args:
+            network: F of `Process.denoise`.
+            minibatch: what was drawn.
+            order: the step's whole order of the data set: a part has the references of the whole.
+        """
+        m = minibatch
+        error, t = self._error(network, m.t, m.sources, m.labels, m.eps[0], order)
         return (self.process.weight(t) * error**2).mean()
 
     def _labels(self, sources: Tensor, generator: torch.Generator) -> Tensor | None:
@@ -78,15 +116,15 @@ class DenoisingLoss:
         t: Tensor,
         sources: Tensor,
         labels: Tensor | None,
+        eps: Tensor,
         order: Tensor,
-        generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """D(x_t; t) - target of freshly noised sources [B, *shape], and t as [B, 1, ...]."""
         process = self.process
         y = self.data.decode(sources)  # [B, *shape]
         t = t.to(y.device).reshape(-1, *[1] * (y.ndim - 1))
         alpha, sigma = process.alpha(t), process.sigma(t)
-        x_t = alpha * y + sigma * process.noise.draw(y.shape, generator).to(y.device)
+        x_t = alpha * y + sigma * eps.to(y.device)
         target = self.target(x_t, Origin(sources, alpha, sigma, process.noise, labels), order)
         return process.denoise(network, x_t, t, labels) - target, t
 
@@ -138,22 +176,18 @@ class SequenceLoss(DenoisingLoss):
         self.K = K
         self.strength = strength
 
-    def __call__(
-        self, network: Network, order: Tensor, batch: int, generator: torch.Generator
-    ) -> Tensor:
-        """The loss of one minibatch, see `DenoisingLoss`."""
-        K, sources = self.K, order[:batch]
-        t = self.process.times(batch, generator)
-        labels = self._labels(sources, generator)
+    def of(self, network: Network, minibatch: Minibatch, order: Tensor) -> Tensor:
+        """The mean loss of a minibatch or a part of one, see `DenoisingLoss`."""
+        K, batch, labels = self.K, len(minibatch.sources), minibatch.labels
         # All K points of all sources in one batch, the k-th points in the k-th of K parts.
-        t = t.repeat(K) - torch.arange(K).repeat_interleave(batch)
+        t = minibatch.t.repeat(K) - torch.arange(K).repeat_interleave(batch)
         error, step = self._error(
             network,
             t.clamp(min=0),
-            sources.repeat(K),
+            minibatch.sources.repeat(K),
             None if labels is None else labels.repeat(K),
+            minibatch.eps.flatten(0, 1),
             order,
-            generator,
         )
         inside = (t >= 0).to(step.device).reshape(step.shape)
         r = (inside * self.process.weight(step).sqrt() * error).unflatten(0, (K, batch))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from stf_train.loop import Step
 
@@ -33,8 +36,11 @@ class MetricsLog:
         self._file.truncate(size)
 
     def write(self, step: Step) -> None:
-        """Adds the line of one step."""
-        self._file.write(json.dumps(asdict(step)).encode() + b"\n")
+        """Adds the line of one step, null standing for what is not finite."""
+        self._add({name: v if math.isfinite(v) else None for name, v in asdict(step).items()})
+
+    def _add(self, line: dict[str, object]) -> None:
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
     def sync(self) -> int:
@@ -56,5 +62,11 @@ class MetricsLog:
 
 def read(path: Path) -> list[Step]:
     """All steps of a finished or paused run."""
+    lines = [line for line in _lines(path) if "step" in line]
+    nan = float("nan")
+    return [Step(**{k: nan if v is None else v for k, v in line.items()}) for line in lines]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:
-        return [Step(**json.loads(line)) for line in file]
+        yield from map(json.loads, file)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 import click
 import torch
 from click.core import ParameterSource
+
+F = TypeVar("F", bound=Callable[..., object])
 
 
 class Finite(click.FloatRange):
@@ -25,22 +29,34 @@ class Finite(click.FloatRange):
 
 
 class CountOrAll(click.ParamType):
-    """A number from 1 to `total`, or "all" of them."""
+    """A number from 1, or "all"."""
 
     name = "count"
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        text = str(value)
+        if text == "all":
+            return text
+        if not re.fullmatch(r"\d+", text) or int(text) < 1:
+            self.fail(f"{text!r} is neither a number from 1 nor 'all'.", param, ctx)
+        return int(text)
+
+
+class Integers(click.ParamType):
+    """Numbers from 1 like 1,2,2."""
+
+    name = "integers"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        text = str(value)
-        if text == "all":
-            return self.total
-        if not re.fullmatch(r"\d+", text) or not 1 <= int(text) <= self.total:
-            self.fail(f"{text!r} is neither a number from 1 to {self.total} nor 'all'.", param, ctx)
-        return int(text)
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", str(value)):
+            self.fail(f"{value!r} is not a list of numbers like 1,2,2.", param, ctx)
+        return tuple(map(int, str(value).split(",")))
 
 
 class Seeds(click.ParamType):
@@ -69,6 +85,38 @@ DEVICE = click.option(
     default="auto",
     help="Where to compute; auto takes CUDA where there is one.",
 )
+
+
+class Command(click.Command):
+    """A command whose function takes the context, where the options are, and nothing else."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        assert self.callback is not None
+        return ctx.invoke(self.callback, ctx)
+
+
+class Setting(click.Option):
+    """An option for which `nothing` says what it means to have no value."""
+
+    nothing: str | None = None
+
+    def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
+        extra = super().get_help_extra(ctx)
+        if self.nothing is not None and self.get_default(ctx) is None:
+            extra["default"] = self.nothing
+        return extra
+
+
+def attach(option: click.Option) -> Callable[[F], F]:
+    """The decorator that gives a command an option."""
+
+    def decorate(function: F) -> F:
+        # As click.option does: the last decorator comes first.
+        known = [*getattr(function, "__click_params__", []), option]
+        function.__click_params__ = known  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def given(context: click.Context, name: str) -> bool:

@@ -16,33 +16,36 @@ from torch.nn.functional import interpolate, pad
 from stf_train.loop import Step
 
 
-def grid(images: Tensor, zoom: int = 8, gap: int = 2) -> np.ndarray:
-    """Samples side by side, dark on light, enlarged smoothly.
+def grid(images: Tensor, *, ink: bool = True, gap: int = 2) -> np.ndarray:
+    """Samples side by side, small ones enlarged smoothly.
 
     Args:
-        images: [m, 1, H, W] in [-1, 1], what lies outside is clipped.
-        zoom: pixels per pixel.
+        images: [m, C, H, W] in [-1, 1], what lies outside is clipped; one channel is grey, of more
+            the first three are colours.
+        ink: whether the values are ink on white paper, or light.
         gap: empty pixels of the sample around each sample.
 
     Returns:
-        ceil(sqrt(m)) samples in a row, grey values [height, width] uint8.
+        ceil(sqrt(m)) samples in a row, [height, width, 3] uint8.
     """
-    paper = pad(images.double().cpu().clamp(-1, 1), [gap // 2] * 4, value=-1)
-    tiles = interpolate(paper, scale_factor=zoom, mode="bicubic")[:, 0]
-    m, height, width = tiles.shape
+    clipped = images[:, :3].double().cpu().clamp(-1, 1)
+    light = -clipped if ink else clipped
+    paper = pad(light, [gap // 2] * 4, value=1)
+    zoom = max(1, 64 // images.shape[-1])
+    tiles = interpolate(paper, scale_factor=zoom, mode="bicubic") if zoom > 1 else paper
+    m, _, height, width = tiles.shape
     columns = math.ceil(math.sqrt(m))
     rows = math.ceil(m / columns)
-    page = torch.full((rows * columns, height, width), -1.0, dtype=torch.float64)
-    page[:m] = tiles
-    page = (
-        page.unflatten(0, (rows, columns)).transpose(1, 2).reshape(rows * height, columns * width)
-    )
-    return ((1 - page) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    page = torch.ones(rows * columns, 3, height, width, dtype=torch.float64)
+    page[:m] = tiles  # grey is all three
+    page = page.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2)
+    page = page.reshape(rows * height, columns * width, 3)
+    return ((1 + page) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def save_samples(path: Path, images: Tensor) -> None:
-    """Writes the grid of the samples, [m, 1, H, W] in [-1, 1], as a PNG."""
-    imsave(path, np.repeat(grid(images)[:, :, None], 3, axis=2), format="png")
+def save_samples(path: Path, images: Tensor, *, ink: bool = True) -> None:
+    """Writes the grid of the samples, [m, C, H, W] in [-1, 1], as a PNG."""
+    imsave(path, grid(images, ink=ink), format="png")
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:

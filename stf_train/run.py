@@ -1,23 +1,22 @@
-"""A run and its folder: what is built from a config, and what is kept where."""
+"""A run and its folder: what is kept where, and how it goes on from there."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from stf_train import checkpoint, data, metrics, plots
+from stf_train import build, checkpoint, metrics, plots
+from stf_train.compute import Compute, launched
 from stf_train.config import Config
 from stf_train.ema import EMA
 from stf_train.loop import State, Step, train
-from stf_train.loss import EDMLoss
-from stf_train.networks import UNet
-from stf_train.process import EDM
-from stf_train.sample import Denoiser, heun, seeded, sigma_steps
-from stf_train.targets import DenoisingTarget, StableTarget, Target
+from stf_train.sample import Denoiser, Sample, seeded
+from stf_train.sampling import Sampling
 
 CONFIG = "config.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -34,32 +33,33 @@ CONTENTS = {
 }
 
 
-def process(config: Config) -> EDM:
-    """The noise process of a run."""
-    return EDM(config.sigma_data, config.P_mean, config.P_std)
-
-
 def initial_state(config: Config) -> State:
     """The state before the first step; the seed alone decides it."""
     generator = torch.Generator().manual_seed(config.seed)
     # Layers initialise themselves from the global generator: lend it the state of ours.
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator.get_state())
-        network = UNet(config.cbase, data.SHAPE[0])
+        network = build.network(config)
         generator.set_state(torch.get_rng_state())
     network.to(config.device)
-    ema = EMA(network, config.ema * 1e6)
+    ema = EMA(network, config.ema * 1e6, config.ema_rampup)
     return State(network, ema, torch.optim.Adam(network.parameters()), generator)
 
 
-def make_loss(config: Config) -> EDMLoss:
-    """The loss of a run, around the target that the config names."""
-    bank = data.digits(config.device)
-    targets: dict[str, Target] = {
-        "dsm": DenoisingTarget(bank),
-        "stf": StableTarget(bank, config.references),
-    }
-    return EDMLoss(process(config), bank, targets[config.target])
+def compute(config: Config) -> Compute:
+    """How the steps of a run are computed, by this process and those started with it.
+
+    Raises:
+        ValueError: there are other than the run was started with.
+    """
+    dtype = torch.float16 if config.fp16 else torch.bfloat16 if config.bf16 else None
+    found = Compute(launched(config.device), config.batch_gpu, dtype, config.ls, config.compile)
+    if found.processes != config.processes:
+        raise ValueError(
+            f"processes must be {config.processes} as when the run was started, "
+            f"got {found.processes}"
+        )
+    return found
 
 
 def create(folder: Path, config: Config) -> None:
@@ -79,59 +79,123 @@ def advance(folder: Path) -> Iterator[Step]:
     """Trains a run from its checkpoint to its end, keeping its metrics and checkpoint up to date.
 
     A run that was never stopped goes the same way, from the checkpoint of step 0. So it makes no
-    difference, to the last bit, where it was stopped: on the same device, with the same number of
-    threads, which is therefore part of the config and set here.
+    difference, to the last bit, where it was stopped: on the same devices, with the same number of
+    threads and processes, which are therefore part of the config. Of several processes the first
+    one writes.
 
     Yields:
         A report after each step.
     """
     kept = checkpoint.read(folder / CHECKPOINT)
     config = kept.config
+    torch.set_num_threads(config.threads)
+    torch.backends.cudnn.deterministic = True
+    how = compute(config)
+    state = initial_state(config)
+    kept.restore(state)
+    steps = train(
+        state,
+        build.loss(config),
+        steps=config.steps,
+        batch=config.batch,
+        lr=config.lr,
+        rampup=config.rampup * 1e6,
+        clip=config.clip,
+        compute=how,
+    )
+    if how.rank > 0:
+        yield from steps
+        return
     # A copy for people to read; what holds is in the checkpoint.
     text = json.dumps(config.as_dict(), indent=2) + "\n"
     checkpoint.replace(folder / CONFIG, text.encode())
-    torch.set_num_threads(config.threads)
-    torch.backends.cudnn.deterministic = True
-    state = initial_state(config)
-    kept.restore(state)
-    loss = make_loss(config)
     with metrics.MetricsLog(folder / METRICS, kept.metrics_bytes) as log:
-        for step in train(
-            state,
-            loss,
-            steps=config.steps,
-            batch=config.batch,
-            lr=config.lr,
-            rampup=config.rampup * 1e6,
-        ):
+        for step in steps:
             log.write(step)
             # Save the checkpoint; the metrics it counts on come first.
-            if step.step % config.tick_steps == 0 or step.step == config.steps:
+            tick, rest = divmod(step.step, config.tick_steps)
+            if rest == 0 or step.step == config.steps:
                 kept = checkpoint.pack(state, config, log.sync())
                 checkpoint.write(folder / CHECKPOINT, kept)
+                if rest == 0 and config.snap is not None and tick % config.snap == 0:
+                    draw_samples(folder / f"samples-{step.images:09d}.png", kept)
             yield step
 
 
 def draw_pictures(folder: Path) -> None:
     """Writes a grid of 100 samples of the EMA weights, and the loss over the run."""
     kept = checkpoint.read(folder / CHECKPOINT)
-    device = kept.config.device
-    noise = seeded(range(100), data.SHAPE, device)
-    *_, state = heun(denoiser(kept, device), noise, sigma_steps())
-    plots.save_samples(folder / SAMPLES, state.x)
-    plots.save_loss(
-        folder / LOSS, metrics.read(folder / METRICS), f"digits, --target {kept.config.target}"
-    )
+    config = kept.config
+    draw_samples(folder / SAMPLES, kept)
+    title = f"{config.preset}, --target {config.target}"
+    plots.save_loss(folder / LOSS, metrics.read(folder / METRICS), title)
 
 
-def denoiser(kept: checkpoint.Checkpoint, device: str) -> Denoiser:
-    """D(x; sigma) of the EMA weights; all but the network itself in the type of x."""
-    network = UNet(kept.config.cbase, data.SHAPE[0]).eval().requires_grad_(False)
+def draw_samples(path: Path, kept: checkpoint.Checkpoint) -> None:
+    """Writes a grid of 100 samples of the EMA weights."""
+    config = kept.config
+    draw = sampler(config, config.sampling, conditioned(config, denoiser(kept, config.device)))
+    plots.save_samples(path, pictured(config, draw(range(100)).x), ink=is_ink(config))
+
+
+def is_ink(config: Config) -> bool:
+    """Whether high values are ink on paper."""
+    return config.data == "digits"
+
+
+def pictured(config: Config, samples: Tensor) -> Tensor:
+    """Samples with the range of the data brought to [-1, 1]."""
+    lo, hi = config.range
+    return (samples - lo) * (2 / (hi - lo)) - 1
+
+
+# D(x; t) of some classes, None for an unconditional network: ([B, *shape], [B, 1, ...], [B])
+ClassDenoiser = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+
+
+def denoiser(kept: checkpoint.Checkpoint, device: str) -> ClassDenoiser:
+    """D(x; t) of the EMA weights; all but the network itself in the type of x."""
+    # Its initial weights, which are replaced, come from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        network = build.network(kept.config).eval().requires_grad_(False)
     network.load_state_dict(kept.part("ema"))
     network.to(device)
-    edm = process(kept.config)
+    process = build.process(kept.config)
 
-    def F(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
-        return network(x.float(), c_noise.float()).to(x.dtype)
+    def F(x: Tensor, c_noise: Tensor, *labels: Tensor) -> Tensor:
+        return network(x.float(), c_noise.float(), *labels).to(x.dtype)
 
-    return lambda x, sigma: edm.denoise(F, x, sigma)
+    return lambda x, t, labels: process.denoise(F, x, t, labels)
+
+
+# The denoiser for the samples of some seeds.
+Conditioned = Callable[[Sequence[int]], Denoiser]
+
+
+def conditioned(config: Config, denoise: ClassDenoiser, label: int | None = None) -> Conditioned:
+    """A denoiser told a class: `label`, or of each sample its seed modulo the number of classes."""
+
+    def of(seeds: Sequence[int]) -> Denoiser:
+        if not config.cond:
+            return lambda x, t: denoise(x, t, None)
+        classes = build.dataset(config).classes
+        asked = [seed % classes if label is None else label for seed in seeds]
+        labels = torch.tensor(asked)
+        return lambda x, t: denoise(x, t, labels.to(x.device))
+
+    return of
+
+
+def sampler(
+    config: Config, how: Sampling, conditioned: Conditioned, device: str | None = None
+) -> Callable[[Sequence[int]], Sample]:
+    """Draws one sample for each seed."""
+    process = build.process(config)
+    shape = build.dataset(config).shape
+
+    def draw(seeds: Sequence[int]) -> Sample:
+        randn = seeded(seeds, shape, device or config.device, process.noise)
+        *_, last = how(process, conditioned(seeds), randn)
+        return last
+
+    return draw

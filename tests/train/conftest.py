@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,24 +10,20 @@ import torch
 from stf_kernels import References
 from stf_train import data
 from stf_train.config import Config
+from stf_train.presets import PRESETS
 
-TINY = Config(
-    target="stf",
-    references=data.TOTAL,
-    batch=16,
-    duration=16 * 12 / 1e6,  # 12 steps
-    lr=2e-3,
-    rampup=1e-4,
-    ema=1e-4,
-    P_mean=-0.8,
-    P_std=1.2,
-    sigma_data=0.85,
-    cbase=16,
-    seed=1,
-    tick=16 * 4 / 1e3,  # a checkpoint every 4 steps
-    device="cpu",
-    threads=1,
-)
+MACHINE = {"device": "cpu", "threads": 1, "processes": 1}
+TINY: dict[str, object] = {
+    "references": data.TOTAL,
+    "batch": 16,
+    "duration": 16 * 12 / 1e6,  # 12 steps
+    "lr": 2e-3,
+    "rampup": 1e-4,
+    "ema": 1e-4,
+    "cbase": 16,
+    "seed": 1,
+    "tick": 16 * 4 / 1e3,  # a checkpoint every 4 steps
+}
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +44,11 @@ def bank() -> References:
 def tiny() -> Callable[..., Config]:
     """Configs of a run of 12 steps and 3 checkpoints, some fields changed."""
 
-    def make(**changes) -> Config:
-        return replace(TINY, **changes)
+    def make(preset: str = "digits-edm", **changes) -> Config:
+        options = PRESETS[preset] | TINY | MACHINE | {"preset": preset}
+        if PRESETS[preset]["sigma_data"] is None and PRESETS[preset]["P_mean"] is not None:
+            options |= {"sigma_data": 0.85}
+        return Config(**(options | changes))
 
     return make
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stf_train import checkpoint, loop, run
+from stf_train import build, checkpoint, loop, run
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def trained(tiny):
     """A state after two steps, and its config."""
     config = tiny()
     state = run.initial_state(config)
-    steps = loop.train(state, run.make_loss(config), steps=2, batch=16, lr=1e-3, rampup=10)
+    steps = loop.train(state, build.loss(config), steps=2, batch=16, lr=1e-3, rampup=10)
     assert len(list(steps)) == 2
     return state, config
 
@@ -115,7 +115,7 @@ def test_another_version(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", "stf_train 0")
     checkpoint.write(tmp_path / "c", checkpoint.pack(*trained, 0))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="must have format 'stf_train 1', got 'stf_train 0'"):
+    with pytest.raises(ValueError, match="must have format 'stf_train 2', got 'stf_train 0'"):
         checkpoint.read(tmp_path / "c")
 
 

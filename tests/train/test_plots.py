@@ -11,9 +11,11 @@ from stf_train.loop import Step
 def test_grid_places_the_samples_in_rows():
     images = torch.full((5, 1, 8, 8), -1.0)
     images[[0, 4]] = 1.0
-    page = plots.grid(images, zoom=4, gap=2)
-    cell = 4 * (8 + 2)
-    assert page.shape == (2 * cell, 3 * cell)
+    page = plots.grid(images, gap=2)
+    cell = 8 * (8 + 2)  # 64 pixels for the sample
+    assert page.shape == (2 * cell, 3 * cell, 3)
+    assert (page == page[:, :, :1]).all()
+    page = page[:, :, 0]
     centres = page[cell // 2 :: cell, cell // 2 :: cell]
     assert centres.tolist() == [[0, 255, 255], [255, 0, 255]]  # ink is dark
     edges = np.concatenate([page[::cell].ravel(), page[:, ::cell].ravel()])
@@ -26,11 +28,20 @@ def test_grid_clips():
     assert np.array_equal(page, plots.grid(loud.clamp(-1, 1)))
 
 
+def test_grid_of_colours_is_light():
+    images = torch.full((1, 3, 64, 64), -1.0)
+    images[:, 1] = 0.5
+    page = plots.grid(images, ink=False, gap=0)
+    assert page.shape == (64, 64, 3)
+    assert (page == np.array([0, 191, 0])).all()
+    assert (plots.grid(images, ink=True, gap=0) == np.array([255, 64, 255])).all()
+
+
 def test_samples_png_is_the_grid(bank, tmp_path):
     images = bank.decode(torch.arange(9))
     plots.save_samples(tmp_path / "s.png", images)
     picture = imread(tmp_path / "s.png")
-    assert np.array_equal((picture[:, :, 0] * 255).round(), plots.grid(images))
+    assert np.array_equal((picture[:, :, :3] * 255).round(), plots.grid(images))
 
 
 def test_smooth_is_a_running_mean():
