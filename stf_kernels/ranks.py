@@ -148,7 +148,7 @@ class Group:
             self.tell(error)
 
     def tell(self, error: Exception) -> None:
-        """Lets the others know that this process fails, unless they do."""
+        """Lets the others know that this process fails, unless they know."""
         if not self._listening:
             return
         words = f"{type(error).__name__}: {error}".encode("ascii", "backslashreplace").decode()
@@ -177,12 +177,8 @@ class Group:
             )
         mine = {"rows": len(queries.x), "choices": choices, "first": first, "count": count, "n": n}
         notes = self._exchange(mine)
-        try:
-            _check_choices([note["choices"] for note in notes])
-            _check_tiles([(note["first"], note["count"], note["n"]) for note in notes])
-        except ValueError:
-            self._listening = False  # it is the same everywhere
-            raise
+        _check_choices([note["choices"] for note in notes])
+        _check_tiles([(note["first"], note["count"], note["n"]) for note in notes])
         counts = [note["rows"] for note in notes]
         start = sum(counts[: dist.get_rank(self._group)])
         self._range = range(start, start + len(queries.x))

@@ -45,7 +45,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 WORLD = 4
-TIMEOUT = timedelta(seconds=10)  # of the groups under test
+TIMEOUT = timedelta(seconds=10)  # of the group in which a process is killed
+PATIENCE = timedelta(seconds=60)  # of the others under test: nothing in them waits in vain
 MEMBERS = {1: [0], 2: [2, 3], 3: [1, 2, 3], 4: [0, 1, 2, 3]}
 BATCHES = (5, 0, 7, 1)  # samples of each rank
 SHAPE = (3, 4, 4)
@@ -433,10 +434,8 @@ def told(here: Here, name: str) -> None:
 
 
 def assert_one_fails(here: Here, act: Callable[[], Any], kind: type[Exception], words: str) -> None:
-    begun = time.perf_counter()
     with pytest.raises(kind if here.odd else RuntimeError) as caught:
         act()
-    assert time.perf_counter() - begun < TIMEOUT.total_seconds() / 2  # nobody waited for nobody
     if not here.odd:
         start = f"rank {2 % here.size} of group failed with {kind.__name__}: "
         assert str(caught.value).startswith(start)
@@ -605,8 +604,8 @@ def work(rank: int, folder: Path) -> None:
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
     dist.barrier()  # to connect within the timeout
-    groups = [dist.new_group(members, timeout=TIMEOUT) for members in MEMBERS.values()]
-    controls = [dist.new_group(members, timeout=6 * TIMEOUT) for members in MEMBERS.values()]
+    groups = [dist.new_group(members, timeout=PATIENCE) for members in MEMBERS.values()]
+    controls = [dist.new_group(members, timeout=5 * PATIENCE) for members in MEMBERS.values()]
     doomed = dist.new_group(timeout=TIMEOUT)
     report = folder / f"report_{rank}"
     for (size, members), group, control in zip(MEMBERS.items(), groups, controls, strict=True):
