@@ -46,7 +46,7 @@ def rk45(
 
     Raises:
         ValueError: t does not hold two times from noise to less noise.
-        ArithmeticError: the integrator finds no step small enough.
+        ArithmeticError: a velocity is not finite, or no step small enough.
 
     Source: Song et al. 2021, Section 4.3; Dormand and Prince 1980.
     """
@@ -64,7 +64,10 @@ def rk45(
 
     def slope(time: float, flat: np.ndarray) -> np.ndarray:
         state = tensor(flat)
-        return process.velocity(D(state, time), state, at(state, time)).cpu().numpy().ravel()
+        velocity = process.velocity(D(state, time), state, at(state, time)).cpu().numpy().ravel()
+        if not np.isfinite(velocity).all():  # the integrator would try ever again
+            raise ArithmeticError(f"RK45 met a velocity that is not finite at t = {time}")
+        return velocity
 
     flat = x.cpu().numpy().ravel()
     solver = scipy.integrate.RK45(slope, start, flat, end, rtol=tolerance, atol=tolerance)

@@ -7,7 +7,8 @@ import torch
 
 import stf_kernels
 from stf_train.process import EDM, OUTPUTS, VE, VP, F, FlowToData, PFGMpp, Velocity
-from tests.train.toys import GAUSSIAN, OUTPUT_KINDS, PROCESSES, inside
+
+from .toys import GAUSSIAN, OUTPUT_KINDS, PROCESSES, inside
 
 each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 each_output = pytest.mark.parametrize("name", OUTPUT_KINDS)

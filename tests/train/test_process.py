@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from stf_train.process import DDPM, EDM, VE, VP, FlowToData, FlowToNoise, PFGMpp
-from tests.train.toys import GAUSSIAN, PROCESSES, inside, mixture
+
+from .toys import GAUSSIAN, PROCESSES, inside, mixture
 
 each = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 each_gaussian = pytest.mark.parametrize("process", GAUSSIAN.values(), ids=GAUSSIAN.keys())

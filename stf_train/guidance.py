@@ -1,0 +1,62 @@
+"""Guidance: denoisers made from denoisers, to be handed to any sampler.
+
+All kinds shift the score, that is D by sigma^2 / alpha times as much. So what is a sum of scores,
+of epsilons or of velocities in the papers is the same sum of denoisers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stf_train.process import Denoiser, Path
+
+# log p(c | x_t) of the classes asked for: ([B, *shape], [B, 1, ...]) -> [B]
+Classifier = Callable[[Tensor, Tensor], Tensor]
+
+
+def classifier_guidance(
+    denoise: Denoiser, log_p: Classifier, process: Path, scale: float = 1.0
+) -> Denoiser:
+    """D + scale sigma^2 / alpha grad_x log p(c | x_t).
+
+    With the true p(c | x_t), an unconditional D and scale 1 this is the conditional posterior mean
+    E[y | x_t, c]. There is no such D where alpha = 0, at the very start of a flow.
+
+    Args:
+        denoise: D(x; t), the denoiser.
+        log_p: the log-probability of each sample's class given the noisy sample and its time.
+        process: alpha and sigma.
+        scale: strength.
+
+    Source: Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021,
+    Algorithms 1 and 2.
+    """
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(log_p(leaf, t).sum(), leaf)
+        return denoise(x, t) + scale * process.sigma(t) ** 2 / process.alpha(t) * gradient
+
+    return guided
+
+
+def extrapolated(denoise: Denoiser, worse: Denoiser, w: float) -> Denoiser:
+    """(1 + w) D - w D_worse: away from what a worse denoiser says.
+
+    Classifier-free guidance has for `worse` the same network without the class (-1): w = 0 samples
+    from the class, w = -1 without regard to it. Autoguidance has a smaller or less trained network
+    told the same class; its paper's weight is 1 + w.
+
+    Args:
+        denoise: D(x; t), the denoiser.
+        worse: the denoiser to lead away from.
+        w: strength, any number.
+
+    Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, Equation 6; Karras et al.,
+    "Guiding a Diffusion Model with a Bad Version of Itself", NeurIPS 2024, Equation 1.
+    """
+    return lambda x, t: (1 + w) * denoise(x, t) - w * worse(x, t)
