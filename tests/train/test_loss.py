@@ -10,7 +10,8 @@ from stf_train import data, targets
 from stf_train.loss import DenoisingLoss, SequenceLoss
 from stf_train.process import DDPM, EDM
 from stf_train.targets import DenoisingTarget, StableTarget
-from tests.train.toys import PROCESSES
+
+from .toys import PROCESSES
 
 
 def zero_network(x, c_noise):
