@@ -57,6 +57,6 @@ def extrapolated(denoise: Denoiser, worse: Denoiser, w: float) -> Denoiser:
         w: strength, any number.
 
     Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, Equation 6; Karras et al.,
-    "Guiding a Diffusion Model with a Bad Version of Itself", NeurIPS 2024, Equation 1.
+    "Guiding a Diffusion Model with a Bad Version of Itself", NeurIPS 2024.
     """
     return lambda x, t: (1 + w) * denoise(x, t) - w * worse(x, t)

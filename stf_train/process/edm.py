@@ -57,7 +57,7 @@ class PFGMpp(EDM):
     from Student-t noise, which `seeded(..., noise=process.noise)` draws.
 
     Source: Xu et al., "PFGM++: Unlocking the Potential of Physics-Inspired Generative Models",
-    ICML 2023, Equations 3 and 5, Section 4.
+    ICML 2023, Sections 3 and 4.
     """
 
     _: KW_ONLY

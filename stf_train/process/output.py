@@ -80,7 +80,7 @@ class Score(Output):
 
 @dataclass(frozen=True)
 class V(Output):
-    """F = alpha eps - sigma D (Salimans and Ho 2022, Appendix D)."""
+    """F = alpha eps - sigma D (Salimans and Ho 2022)."""
 
     def c_skip(self, path: Path, t: Tensor) -> Tensor:
         alpha, sigma = path.alpha(t), path.sigma(t)

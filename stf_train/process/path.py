@@ -66,7 +66,7 @@ class Path(ABC):
     def diffusion(self, t: Tensor) -> Tensor:
         """g^2 = |2 sigma sigma' - 2 sigma^2 alpha' / alpha|, of dx = f x dt + g dw.
 
-        Source: Kingma et al., "Variational Diffusion Models", 2021, Equation 20.
+        Source: Kingma et al., "Variational Diffusion Models", NeurIPS 2021.
         """
         sigma = self.sigma(t)
         return (2 * sigma * (self.sigma_dot(t) - sigma * self.alpha_dot(t) / self.alpha(t))).abs()

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stf_train.process import GAUSSIAN, Denoiser, Noise, Path
+from stf_train.process import GAUSSIAN, Denoiser, Noise, Path, SigmaTime
 
-STEPS, SIGMA_MIN, SIGMA_MAX, RHO = 18, 0.002, 80.0, 7.0  # what EDM takes for 32x32 images
+# What EDM takes for 32x32 images.
+SIGMA_MAX, SIGMA_MIN = SigmaTime().span
+STEPS, RHO = 18, 7.0
 
 
 @dataclass(frozen=True)
