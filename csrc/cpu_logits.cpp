@@ -1,6 +1,3 @@
-#include <cmath>
-#include <cstdlib>
-
 #include "cpu_common.h"
 #include "parallel.h"
 
@@ -171,18 +168,20 @@ struct Bound {
     const double scale = place * a / (2 * c), length = scale * scale * t_t;
     const double signal = 1 - dim * noise / length;
     const double mu = scale * (signal > 0 ? signal : 0);
-    const double norm = std::sqrt(static_cast<double>(res_res));
+    const double norm = __builtin_sqrt(static_cast<double>(res_res));
     slope = a * place;
     curvature = c;
     centre = a * (mu * res_t - offset * res_sum);
-    reach = std::abs(a) * norm;
+    reach = __builtin_fabs(a) * norm;
     twice_mu = 2 * mu;
     // Rounding here, in the logits bounded and in log2_1p is below 2^-45 of these sizes.
-    const double farthest = std::sqrt(dim) * (128 + std::abs(offset)) +  // of z_k and mu t
-                            std::abs(mu) * std::sqrt(static_cast<double>(t_t));
-    const double all = std::abs(a) * (place * std::sqrt(static_cast<double>(t_t)) + norm);
+    const double farthest =
+        __builtin_sqrt(dim) * (128 + __builtin_fabs(offset)) +  // of z_k and mu t
+        __builtin_fabs(mu) * __builtin_sqrt(static_cast<double>(t_t));
+    const double all =
+        __builtin_fabs(a) * (place * __builtin_sqrt(static_cast<double>(t_t)) + norm);
     const double sizes =
-        (all + c * farthest) * farthest + (samples.offset ? std::abs(samples.offset[i]) : 0);
+        (all + c * farthest) * farthest + (samples.offset ? __builtin_fabs(samples.offset[i]) : 0);
     slack = sizes < 0x1p100 ? 0x1p-40 * sizes : kNaN;  // all are candidates: log2_1p ends
     square = dim * offset * offset - twice_mu * offset * t_sum + mu * mu * t_t +
              0x1p-40 * farthest * farthest;
@@ -193,7 +192,7 @@ struct Bound {
     for (int64_t k = 0; k < width; ++k) {
       const double dot = tops[k], distance = (norms[k] - twice_mu * dot) + square;
       const double middle = (slope * dot - curvature * norms[k]) + centre;
-      const double around = reach * std::sqrt(distance > 0 ? distance : 0) + slack;
+      const double around = reach * __builtin_sqrt(distance > 0 ? distance : 0) + slack;
       lower[k] = middle - around;
       upper[k] = middle + around;
     }
@@ -203,7 +202,7 @@ struct Bound {
 // A float that is not below x, and -inf for -inf alone.
 float round_up(double x) {
   const double scaled = x * (x > 0 ? 1 + 0x1p-23 : 1 - 0x1p-23);
-  const double lowest = std::numeric_limits<float>::lowest();
+  constexpr double lowest = std::numeric_limits<float>::lowest();
   return static_cast<float>(scaled < lowest && x != -kInfinity ? lowest : scaled);
 }
 

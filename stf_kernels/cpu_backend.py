@@ -68,7 +68,8 @@ def workspace(rows: int, n: int, dim: int, ref_limbs: int, limbs: int) -> int:
     sums = 8 * ref_limbs * spans * rows * limbs
     copy = 8 * min(dim, ar.MAX_INT32_TERMS) if wide else 0
     tried = 2 * cpu_logits.TRIED * (dim + 8 * rows + 24)
-    return rows * row + tried + 2 * max(PRODUCT_BYTES, ar.BLOCK * max(sums, copy))
+    held = max(PRODUCT_BYTES, ar.BLOCK * max(sums, copy))  # products; as much of one side, if wide
+    return rows * row + tried + (2 if wide else 1) * held
 
 
 def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:

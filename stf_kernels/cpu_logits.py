@@ -94,7 +94,7 @@ def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tup
     """
     call = Call.of(samples, refs)
     runs = runs_of(samples.labels, len(samples.q), refs)
-    if floor is not None and can_screen(len(samples.q), refs):
+    if floor is not None and can_screen(refs, runs):
         runs = screen(call, runs, floor)
     for run in runs:
         multiply(call, run)
@@ -190,11 +190,12 @@ def multiply(call: Call, run: Run, tops: Tensor | None = None, peaks: Peaks | No
             )
 
 
-def can_screen(rows: int, refs: Prepared) -> bool:
+def can_screen(refs: Prepared, runs: list[Run]) -> bool:
     """Whether bounds come first."""
-    limbs, n, dim = refs.values.shape
-    fits = limbs == 1 and dim <= MAX_SCREENED_DIM and cpu_products.in_int8(dim)
-    return fits and rows * n >= SCREENED
+    limbs, _, dim = refs.values.shape
+    if limbs > 1 or dim > MAX_SCREENED_DIM or not cpu_products.in_int8(dim):
+        return False
+    return sum(len(run.rows) * (run.last - run.first) for run in runs) >= SCREENED
 
 
 def screen(call: Call, runs: list[Run], floor: Tensor) -> list[Run]:
