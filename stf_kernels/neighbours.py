@@ -8,20 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import arguments
 from . import arithmetic as ar
 from .backends import resolve
 from .pipeline import ReferenceSet, plan
 from .references import References, readable
 from .stages import NOWHERE, Samples, Stages
-from .target import (
-    WORKSPACE,
-    _bytes,
-    _check_classes,
-    _check_samples,
-    _check_shard,
-    _labels,
-    _references,
-)
+from .target import WORKSPACE
 from .torch_backend import join_limbs, squared_distance
 
 LIMBS = ar.LIMBS["exact"]
@@ -77,12 +70,12 @@ def nearest(
         >>> found = stf_kernels.nearest(generated, refs)
         >>> copies = refs.decode(found.index)[found.distance < 1]
     """
-    _check_samples(x_t)
-    _check_shard(ref, None)
-    refs = _references(ref, x_t, "exact", backend)
-    labels = _labels(labels, refs, x_t)
+    arguments.check_samples(x_t)
+    arguments.check_shard(ref, None)
+    refs = arguments.as_references(ref, x_t, "exact", backend)
+    labels = arguments.checked_labels(labels, refs, x_t)
     if labels is not None and readable(labels):
-        _check_classes(labels, refs)
+        arguments.check_classes(labels, refs)
     stages = resolve(backend, x_t.device)
     bias = refs.log_weight
     if bias is not None:
@@ -90,7 +83,7 @@ def nearest(
     among = ReferenceSet(refs._values, refs._norms, refs._affine, bias, refs.labels)
     x = x_t.detach().flatten(1)
     x = (x if x.dtype == torch.float64 else x.float()).contiguous()
-    cut = plan(stages, max(len(x), 1), len(refs), among, LIMBS, _bytes(workspace))
+    cut = plan(stages, max(len(x), 1), len(refs), among, LIMBS, arguments.byte_count(workspace))
     index = torch.empty(len(x), dtype=torch.int64, device=x.device)
     square = torch.empty(len(x), dtype=torch.float64, device=x.device)
     for start in range(0, len(x), cut.rows):

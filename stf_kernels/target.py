@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,17 +9,19 @@ from torch import Tensor
 
 from . import arithmetic as ar
 from . import ops, ranks
-from .parameterization import Parameterization, parse
-from .references import (
-    FLOAT_DTYPES,
-    INTEGERS,
-    References,
-    check_data,
-    check_layout,
-    check_log_weight,
-    describe,
-    readable,
+from .arguments import (
+    as_references,
+    byte_count,
+    check_classes,
+    check_samples,
+    check_shard,
+    checked_labels,
+    first,
+    freedom,
+    per_row,
 )
+from .parameterization import Parameterization, parse
+from .references import References, check_log_weight, readable
 from .statistics import TargetStats
 
 if TYPE_CHECKING:
@@ -181,41 +182,41 @@ def validate(
     Raises:
         TypeError, ValueError: naming the argument, the first row concerned and its value
     """
-    _check_samples(x_t)
-    refs = _references(ref, x_t, "exact", "auto")
+    check_samples(x_t)
+    refs = as_references(ref, x_t, "exact", "auto")
     rows = x_t.shape[0]
     bad = ~torch.isfinite(x_t).flatten(1).all(1)
     if bool(bad.any()):
-        row = x_t[_first(bad)]
-        raise ValueError(f"x_t[{_first(bad)}] must be finite, got {row[~row.isfinite()][0]:g}")
+        row = x_t[first(bad)]
+        raise ValueError(f"x_t[{first(bad)}] must be finite, got {row[~row.isfinite()][0]:g}")
     if isinstance(ref, Tensor) and not bool(torch.isfinite(ref).all()):
-        k = _first(~torch.isfinite(ref).flatten(1).all(1))
+        k = first(~torch.isfinite(ref).flatten(1).all(1))
         raise ValueError(f"ref[{k}] must be finite, got {ref[k][~ref[k].isfinite()][0]:g}")
-    sigma = _per_row("sigma", sigma, x_t)
+    sigma = per_row("sigma", sigma, x_t)
     bad = ~((sigma > 0) & (sigma * sigma > 0) & torch.isfinite(sigma * sigma))
     if bool(bad.any()):
-        i = _first(bad)
+        i = first(bad)
         raise ValueError(f"sigma[{i}] must be > 0 and finite, its square too, got {sigma[i]:g}")
-    alpha = _per_row("alpha", alpha, x_t)
+    alpha = per_row("alpha", alpha, x_t)
     if not bool(torch.isfinite(alpha).all()):
-        i = _first(~torch.isfinite(alpha))
+        i = first(~torch.isfinite(alpha))
         raise ValueError(f"alpha[{i}] must be finite, got {alpha[i]:g}")
-    freedom = _freedom(noise, D, x_t)
-    if freedom is not None:
-        bad = ~((freedom > 0) & torch.isfinite(freedom))
+    degrees = freedom(noise, D, x_t)
+    if degrees is not None:
+        bad = ~((degrees > 0) & torch.isfinite(degrees))
         if bool(bad.any()):
-            raise ValueError(f"D[{_first(bad)}] must be > 0 and finite, got {freedom[bad][0]:g}")
+            raise ValueError(f"D[{first(bad)}] must be > 0 and finite, got {degrees[bad][0]:g}")
 
-    bad = ~refs.logits_are_finite(x_t.flatten(1), sigma, alpha, freedom)
+    bad = ~refs.logits_are_finite(x_t.flatten(1), sigma, alpha, degrees)
     if bool(bad.any()):
         raise ValueError(
-            f"sigma[{_first(bad)}] must be large enough for the logits to be finite in float64, "
-            f"got {sigma[_first(bad)]:g} with alpha {alpha[_first(bad)]:g}"
+            f"sigma[{first(bad)}] must be large enough for the logits to be finite in float64, "
+            f"got {sigma[first(bad)]:g} with alpha {alpha[first(bad)]:g}"
         )
 
-    labels = _labels(labels, refs, x_t)
+    labels = checked_labels(labels, refs, x_t)
     if labels is not None:
-        _check_classes(labels, refs)
+        check_classes(labels, refs)
     if log_weight is not None:
         log_weight = check_log_weight(log_weight, len(refs), x_t.device)
     weight = refs.log_weights(log_weight)
@@ -224,7 +225,7 @@ def validate(
     bad = torch.isnan(weight) | (weight == torch.inf)
     if bool(bad.any()):
         raise ValueError(
-            f"log_weight[{_first(bad)}] must be finite or -inf, got {weight[_first(bad)]:g}"
+            f"log_weight[{first(bad)}] must be finite or -inf, got {weight[first(bad)]:g}"
         )
     if refs._shard is not None:
         return  # what it leaves out, other shards may have
@@ -234,15 +235,11 @@ def validate(
     if labels is not None and refs.labels is not None and rows:
         left = torch.isin(labels, refs.labels[counted]) | (labels == -1)
         if not bool(left.all()):
-            i = _first(~left)
+            i = first(~left)
             raise ValueError(
                 f"log_weight must leave a reference of labels[{i}] = {int(labels[i])}, "
                 "got -inf for all of them"
             )
-
-
-def _first(mask: Tensor) -> int:
-    return int(mask.nonzero()[0])
 
 
 def _call(
@@ -264,8 +261,8 @@ def _call(
 ) -> list[Tensor]:
     number = 0 if group is None else ranks.number(group)
     try:
-        _check_samples(x_t)
-        _check_shard(ref, group)
+        check_samples(x_t)
+        check_shard(ref, group)
         if not isinstance(precision, str) or precision not in ar.LIMBS:
             raise ValueError(f"precision must be 'exact' or 'fast', got {precision!r}")
         kind, parameters = parse(target)
@@ -273,146 +270,35 @@ def _call(
             validate(
                 x_t, ref, sigma, alpha=alpha, log_weight=log_weight, labels=labels, noise=noise, D=D
             )
-        refs = _references(ref, x_t, precision, backend)
+        refs = as_references(ref, x_t, precision, backend)
         most = ar.MAX_REFERENCES_WITH_STATS if with_stats else ar.MAX_REFERENCES
         if refs.total > most:
             what = " for statistics" if with_stats else ""
             raise ValueError(f"ref must have at most {most} references{what}, got {refs.total}")
         if log_weight is not None:
             log_weight = check_log_weight(log_weight, len(refs), x_t.device)
-        labels = _labels(labels, refs, x_t)
+        labels = checked_labels(labels, refs, x_t)
         if labels is not None and readable(labels):
-            _check_classes(labels, refs)
+            check_classes(labels, refs)
         x = x_t.detach().flatten(1)
         x = (x if x.dtype == torch.float64 else x.float()).contiguous()
-        arguments = (
+        checked = (
             x,
-            _per_row("sigma", sigma, x_t),
-            _per_row("alpha", alpha, x_t),
-            _freedom(noise, D, x_t),
+            per_row("sigma", sigma, x_t),
+            per_row("alpha", alpha, x_t),
+            freedom(noise, D, x_t),
             labels,
             *refs.prepared(log_weight, by_label=labels is not None, backend=backend),
             number,
             kind,
-            [_per_row(f"a parameter of target {kind!r}", p, x_t) for p in parameters],
+            [per_row(f"a parameter of target {kind!r}", p, x_t) for p in parameters],
             precision,
             backend,
-            _bytes(workspace),
+            byte_count(workspace),
             with_stats,
         )
     except Exception as error:
         if group is not None and not torch.compiler.is_compiling():
             ranks.Group(group).tell(error)
         raise
-    return ops.stable_target(*arguments)
-
-
-def _check_shard(ref: Tensor | References, group: ProcessGroup | None) -> None:
-    """Raises unless `ref` is a shard exactly if there is a group."""
-    is_shard = isinstance(ref, References) and ref._shard is not None
-    if group is None and is_shard:
-        raise ValueError(f"group must be that of refs.shard(group) for a shard, got None for {ref}")
-    if group is not None and not is_shard:
-        raise ValueError(
-            f"ref must be a shard, refs.shard(group) of References, with group, got {describe(ref)}"
-        )
-
-
-def _freedom(noise: str, D: Tensor | float | None, x_t: Tensor) -> Tensor | None:
-    """D of Student-t noise as float64 [B], None for Gaussian noise."""
-    if noise == "gaussian":
-        if D is not None:
-            raise ValueError("D is for noise='student_t', got noise='gaussian'")
-        return None
-    if noise != "student_t":
-        raise ValueError(f"noise must be 'gaussian' or 'student_t', got {noise!r}")
-    if D is None:
-        raise ValueError("D, the degrees of freedom, must be given with noise='student_t'")
-    return _per_row("D", D, x_t)
-
-
-def _bytes(workspace: int) -> int:
-    if isinstance(workspace, bool) or not isinstance(workspace, int) or workspace < 1:
-        raise ValueError(f"workspace must be a number of bytes >= 1, got {workspace!r}")
-    return workspace
-
-
-def _check_samples(x_t: Tensor) -> None:
-    if not isinstance(x_t, Tensor):
-        raise TypeError(f"x_t must be a tensor [B, *shape], got {type(x_t).__name__}")
-    if x_t.dtype not in FLOAT_DTYPES:
-        names = ", ".join(str(t).removeprefix("torch.") for t in FLOAT_DTYPES)
-        raise TypeError(f"x_t must be one of {names}, got {describe(x_t)}")
-    check_layout("x_t", x_t)
-    if x_t.dim() < 2:
-        raise ValueError(f"x_t must be [B, *shape], got {list(x_t.shape)}")
-
-
-def _references(ref: Tensor | References, x_t: Tensor, precision: str, backend: str) -> References:
-    if not isinstance(ref, References):
-        check_data("ref", ref)
-        if ref.dtype == torch.uint8:
-            raise TypeError(
-                "ref of bytes must come as References(ref, value_range=(lo, hi)), because bytes do "
-                f"not say what they mean, got a tensor {describe(ref)}"
-            )
-    got = tuple(ref.shape if isinstance(ref, References) else ref.shape[1:])
-    if got != x_t.shape[1:]:
-        expected = ", ".join(map(str, x_t.shape[1:]))
-        raise ValueError(f"ref must be [n, {expected}] like x_t, got {[len(ref), *got]}")
-    if ref.device != x_t.device:
-        raise ValueError(f"ref must be on {x_t.device} like x_t, got {ref.device}")
-    if isinstance(ref, References):
-        return ref
-    return References.from_float(ref, precision, backend)
-
-
-def _per_row(name: str, value: Tensor | float, x_t: Tensor) -> Tensor:
-    """A number, [B] or [B, 1, ...] as float64 [B]."""
-    rows = x_t.shape[0]
-    if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name} must be a number or a tensor, got {describe(value)}")
-        try:
-            number = float(value)
-        except OverflowError:
-            raise ValueError(f"{name} must fit a float, got {str(value)[:20]}...") from None
-        return torch.full((rows,), number, dtype=torch.float64, device=x_t.device)
-    if value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"{name} must be real, got {describe(value)}")
-    if value.dim() and value.device != x_t.device:
-        raise ValueError(f"{name} must be on {x_t.device} like x_t, got {value.device}")
-    value = value.detach().to(x_t.device, torch.float64)
-    if value.dim() == 0:
-        return value.expand(rows).contiguous()
-    if value.shape[0] != rows or any(size != 1 for size in value.shape[1:]):
-        raise ValueError(
-            f"{name} must be a number, [{rows}] or [{rows}, 1, ...] like x_t, "
-            f"got {list(value.shape)}"
-        )
-    return value.reshape(rows).clone()
-
-
-def _labels(labels: Tensor | None, refs: References, x_t: Tensor) -> Tensor | None:
-    if labels is None:
-        return None
-    rows = x_t.shape[0]
-    if refs.labels is None:
-        raise ValueError("labels need references with labels: References(..., labels=...)")
-    if not isinstance(labels, Tensor) or labels.dtype not in INTEGERS:
-        raise TypeError(f"labels must be an integer tensor [{rows}], got {describe(labels)}")
-    if labels.shape != (rows,):
-        raise ValueError(f"labels must be [{rows}] like x_t, got {list(labels.shape)}")
-    if labels.device != x_t.device:
-        raise ValueError(f"labels must be on {x_t.device} like x_t, got {labels.device}")
-    return labels.to(torch.int64).contiguous()
-
-
-def _check_classes(labels: Tensor, refs: References) -> None:
-    known = torch.isin(labels, refs.classes) | (labels == -1)
-    if not bool(known.all()):
-        i = _first(~known)
-        raise ValueError(
-            f"labels[{i}] must be a class of ref ({len(refs.classes)} classes) or -1, "
-            f"got {int(labels[i])}, which has no reference"
-        )
+    return ops.stable_target(*checked)
