@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from stf_train.loop import Step
+from stf_train.panel import Bin, together
 
 
 class MetricsLog:
-    """Appends one line per step to a file whose first `size` bytes are known to be good.
+    """Appends lines, one of them for each step, to a file whose first `size` bytes are known to be good.
 
     The rest is cut off: lines of steps after the checkpoint, which will be done again, and a line
     torn by a crash. Lines hold no clock times, so those of a resumed run equal those of an
@@ -38,6 +39,10 @@ class MetricsLog:
     def write(self, step: Step) -> None:
         """Adds the line of one step, null standing for what is not finite."""
         self._add({name: v if math.isfinite(v) else None for name, v in asdict(step).items()})
+
+    def write_panel(self, step: int, bins: Sequence[Bin]) -> None:
+        """Adds a line with the variance of the target at a step."""
+        self._add({"variance_at": step, "bins": [asdict(one) for one in bins]})
 
     def _add(self, line: dict[str, object]) -> None:
         self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
@@ -65,6 +70,12 @@ def read(path: Path) -> list[Step]:
     lines = [line for line in _lines(path) if "step" in line]
     nan = float("nan")
     return [Step(**{k: nan if v is None else v for k, v in line.items()}) for line in lines]
+
+
+def read_panel(path: Path) -> list[Bin]:
+    """The variance of the target over the whole run."""
+    lines = [line for line in _lines(path) if "variance_at" in line]
+    return together(Bin(**one) for line in lines for one in line["bins"])
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from stf_train.loop import Step
+from stf_train.panel import Bin
 
 
 def grid(images: Tensor, *, ink: bool = True, gap: int = 2) -> np.ndarray:
@@ -71,4 +72,26 @@ def save_loss(path: Path, steps: Sequence[Step], title: str) -> None:
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(which="both", alpha=0.2)
     axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def save_variance(path: Path, bins: Sequence[Bin], title: str) -> None:
+    """Writes the target's variance, and how many references it averages, by noise, as a PNG."""
+    sigma = np.array([2.0 ** (one.octave + 0.5) for one in bins])
+    V_DSM = np.array([one.V_DSM for one in bins])
+    V_STF = V_DSM - np.array([one.removed for one in bins])
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True)
+    top.plot(sigma, np.where(V_DSM > 0, V_DSM, np.nan), "o-", label="denoising score matching")
+    # An estimate of what is nearly nothing may fall below it.
+    top.plot(sigma, np.where(V_STF > 0, V_STF, np.nan), "o-", label="stable target")
+    top.set(title=title, ylabel="variance of the score target", yscale="log", xscale="log")
+    bottom.plot(sigma, [one.ess for one in bins], "o-", color="C2", label="effective references")
+    bottom.plot(
+        sigma, np.exp([one.entropy for one in bins]), "o-", color="C3", label="exp(entropy)"
+    )
+    bottom.set(xlabel="sigma / alpha", ylabel="references", yscale="log")
+    for axes in (top, bottom):
+        axes.grid(which="both", alpha=0.2)
+        axes.legend()
     figure.savefig(path, dpi=120)

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stf_train import build, checkpoint, metrics, plots
+from stf_train import build, checkpoint, metrics, panel, plots
+from stf_train.board import Board
 from stf_train.compute import Compute, launched
 from stf_train.config import Config
 from stf_train.ema import EMA
@@ -23,13 +24,16 @@ CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.png"
 LOSS = "loss.png"
+VARIANCE = "variance.png"
+BOARD = "tensorboard"
 
 CONTENTS = {
     CONFIG: "the options of the run",
     CHECKPOINT: "weights, EMA, optimizer and random state",
-    METRICS: "loss, gradient norm and learning rate of every step",
+    METRICS: "loss, gradient norm and learning rate of every step, variance of the target",
     SAMPLES: "samples drawn with the EMA weights",
     LOSS: "the loss over the run",
+    VARIANCE: "variance of the target at each noise level, with and without references",
 }
 
 
@@ -93,9 +97,10 @@ def advance(folder: Path) -> Iterator[Step]:
     how = compute(config)
     state = initial_state(config)
     kept.restore(state)
+    loss = build.loss(config)
     steps = train(
         state,
-        build.loss(config),
+        loss,
         steps=config.steps,
         batch=config.batch,
         lr=config.lr,
@@ -109,17 +114,29 @@ def advance(folder: Path) -> Iterator[Step]:
     # A copy for people to read; what holds is in the checkpoint.
     text = json.dumps(config.as_dict(), indent=2) + "\n"
     checkpoint.replace(folder / CONFIG, text.encode())
+    board = Board(folder / BOARD, state.step + 1) if config.tensorboard else None
     with metrics.MetricsLog(folder / METRICS, kept.metrics_bytes) as log:
         for step in steps:
             log.write(step)
-            # Save the checkpoint; the metrics it counts on come first.
+            if board is not None:
+                board.write(step)
             tick, rest = divmod(step.step, config.tick_steps)
             if rest == 0 or step.step == config.steps:
+                # Look at the variance of the target.
+                bins = panel.measure(
+                    loss, build.count(config), config.batch, (config.seed, step.step)
+                )
+                log.write_panel(step.step, bins)
+                # Save the checkpoint; the metrics it counts on come first.
                 kept = checkpoint.pack(state, config, log.sync())
                 checkpoint.write(folder / CHECKPOINT, kept)
                 if rest == 0 and config.snap is not None and tick % config.snap == 0:
                     draw_samples(folder / f"samples-{step.images:09d}.png", kept)
+                if board is not None:
+                    board.write_panel(step.step, bins)
             yield step
+    if board is not None:
+        board.close()
 
 
 def draw_pictures(folder: Path) -> None:
@@ -129,6 +146,8 @@ def draw_pictures(folder: Path) -> None:
     draw_samples(folder / SAMPLES, kept)
     title = f"{config.preset}, --target {config.target}"
     plots.save_loss(folder / LOSS, metrics.read(folder / METRICS), title)
+    title = f"{config.preset}, --references {config.references}"
+    plots.save_variance(folder / VARIANCE, metrics.read_panel(folder / METRICS), title)
 
 
 def draw_samples(path: Path, kept: checkpoint.Checkpoint) -> None:

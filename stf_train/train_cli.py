@@ -13,7 +13,7 @@ import click
 import torch
 from tqdm import tqdm
 
-from stf_train import build, checkpoint, presets, run
+from stf_train import board, build, checkpoint, presets, run
 from stf_train.compute import launched
 from stf_train.config import Config
 from stf_train.loop import Diverged
@@ -313,6 +313,8 @@ def check(config: Config) -> Config:
         with torch.device("meta"):
             build.network(config)
         run.compute(config).parts(config.batch)
+        if config.tensorboard:
+            board.check()
     except (FileNotFoundError, ImportError, MemoryError, ValueError) as error:
         raise click.UsageError(str(error)) from error
     if config.fp16 and config.bf16:

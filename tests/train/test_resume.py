@@ -11,7 +11,8 @@ from itertools import islice, pairwise
 import pytest
 import torch
 
-from stf_train import checkpoint, run
+from stf_train import build, checkpoint, loop, run
+from stf_train.presets import PRESETS
 
 FILES = (run.CHECKPOINT, run.METRICS, run.CONFIG)
 
@@ -44,6 +45,40 @@ def test_bit_for_bit(tmp_path, tiny, target, stops):
         stop_after(tmp_path / "b", stop)
     list(run.advance(tmp_path / "b"))
     assert contents(tmp_path / "b") == whole(tmp_path / "a", config)
+
+
+RUNS = {
+    **{name: {"preset": name} for name in PRESETS if name.startswith("digits-")},
+    "dropout": {"preset": "digits-vp", "dropout": 0.3},
+    "fourier": {"preset": "digits-ve", "arch": "ncsnpp-ve", "cres": (1,), "blocks": 1}
+    | {"attention": (), "dropout": 0.1},
+    "flow to data": {"preset": "digits-flow", "process": "flow-to-data"},
+    "parts": {"preset": "digits-edm-cond", "batch_gpu": 4, "bf16": True, "ls": 8.0, "clip": 0.1},
+    "mirrored": {"xflip": True},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_kind_of_run(tmp_path, tiny, name):
+    config = tiny(references=200, **RUNS[name])
+    run.create(tmp_path / "b", config)
+    stop_after(tmp_path / "b", 6)
+    torch.manual_seed(123)  # must not matter
+    list(run.advance(tmp_path / "b"))
+    assert contents(tmp_path / "b") == whole(tmp_path / "a", config)
+
+
+def test_dropout_is_drawn_anew_at_every_step(tmp_path, tiny):
+    """With one seed for all steps, or none at all, the test above could not see what it should."""
+    masks = []
+    config = tiny(preset="digits-vp", dropout=0.5, references=200)
+    state = run.initial_state(config)
+    layer = next(m for m in state.network.modules() if isinstance(m, torch.nn.Dropout))
+    layer.register_forward_hook(lambda m, x, y: masks.append(y == 0))
+    list(loop.train(state, build.loss(config), steps=3, batch=16, lr=0.0, rampup=0))
+    shares = [mask.float().mean().item() for mask in masks]
+    assert all(0.45 < share < 0.55 for share in shares)
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(masks, 2))
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"target": "dsm"}, {"references": 1000}])

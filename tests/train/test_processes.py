@@ -1,0 +1,118 @@
+"""Training by two processes is that by one, up to the order of float sums."""
+
+import os
+import socket
+from collections import namedtuple
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from stf_train import build, loop, run
+from stf_train.compute import Compute, launched
+from stf_train.config import Config
+
+Seen = namedtuple("Seen", "losses weights orders sources targets masks")
+
+
+def watched(values: dict, how: Compute) -> Seen:
+    """What happens in three steps."""
+    config = Config.from_dict(values)
+    state, loss = run.initial_state(config), build.loss(config)
+    orders, sources, targets, masks = [], [], [], []
+    target = loss.target
+
+    def spy(x_t, origin, order):
+        orders.append(order)
+        sources.append(origin.sources)
+        targets.append(target(x_t, origin, order))
+        return targets[-1]
+
+    loss.target = spy
+    for layer in state.network.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.register_forward_hook(lambda m, x, y: masks.append(y == 0))
+            break
+    steps = loop.train(
+        state, loss, steps=3, batch=16, lr=1e-3, rampup=0, clip=config.clip, compute=how
+    )
+    losses = [step.loss for step in steps]
+    weights = {k: v.clone() for k, v in state.network.state_dict().items()}
+    return Seen(losses, weights, orders, sources, targets, masks)
+
+
+def child(rank: int, port: int, values: dict, batch_gpu, path: str) -> None:
+    os.environ |= {
+        "WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    accelerator = launched("cpu")
+    assert accelerator.num_processes == 2
+    assert accelerator.process_index == rank
+    seen = watched(values, Compute(accelerator, batch_gpu))
+    torch.save(seen._asdict(), f"{path}/{rank}")
+    accelerator.end_training()
+
+
+def by_two(values, batch_gpu, folder):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(child, (port, values, batch_gpu, str(folder)), nprocs=2)
+    return [Seen(**torch.load(folder / str(rank))) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("preset", "batch_gpu"), [("digits-edm", None), ("digits-edm-cond", 4), ("digits-seq", 2)]
+)
+def test_two_processes_are_one(tmp_path, tiny, preset, batch_gpu):
+    values = tiny(preset=preset, references=200, clip=0.5).as_dict()
+    one = watched(values, Compute())
+    first, second = by_two(values, batch_gpu, tmp_path)
+
+    # All draw the same order, whose first n entries are the references, in every part.
+    parts = 16 // 2 // (batch_gpu or 8)
+    assert len(first.orders) == len(second.orders) == 3 * parts
+    for i, order in enumerate(one.orders):
+        for other in (first, second):
+            assert all(torch.equal(order, o) for o in other.orders[i * parts : (i + 1) * parts])
+
+    # Each takes its share of the sources, and the targets are the same bits.
+    def gathered(what, step):
+        slots = slice(step * parts, (step + 1) * parts)
+        kept = [getattr(seen, what)[slots] for seen in (first, second)]
+        K = len(one.targets[0]) // 16
+        # K points of each source, in K parts.
+        split = [p.unflatten(0, (K, -1)) for share in kept for p in share]
+        return torch.cat(split, dim=1).flatten(0, 1)
+
+    for step in range(3):
+        assert torch.equal(gathered("sources", step), one.sources[step])
+    # x_t depends on no weights, so all targets are comparable to the bit.
+    for step in range(3):
+        assert torch.equal(gathered("targets", step), one.targets[step])
+
+    assert first.losses == second.losses == pytest.approx(one.losses, rel=1e-5)
+    for name, weight in one.weights.items():
+        assert torch.equal(first.weights[name], second.weights[name]), name
+        torch.testing.assert_close(first.weights[name], weight, rtol=0, atol=1e-4)  # of 3 x 1e-3
+
+
+def test_each_process_drops_out_by_itself(tmp_path, tiny):
+    values = tiny(preset="digits-vp", dropout=0.5, references=200).as_dict()
+    first, second = by_two(values, None, tmp_path)
+    assert len(first.masks) == 3
+    for a, b in zip(first.masks, second.masks, strict=True):
+        assert 0.4 < (a != b).float().mean() < 0.6
+    assert all(torch.equal(first.weights[n], second.weights[n]) for n in first.weights)
+
+
+def test_another_number_of_processes_is_refused(tmp_path, tiny):
+    run.create(tmp_path, tiny(processes=2))
+    with pytest.raises(ValueError, match="processes must be 2 as when the run .*, got 1"):
+        next(run.advance(tmp_path))
