@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -81,6 +82,8 @@ class Patches:
         self._references = self.references(self.whole)
 
     def sets(self, count: int, n: int, generator: torch.Generator) -> Tensor:
+        if not 1 <= n <= len(self.whole):
+            raise ValueError(f"n must lie in 1..{len(self.whole)}, the patches, got {n}")
         draws = [torch.randperm(len(self.whole), generator=generator)[:n] for _ in range(count)]
         return self.whole[torch.cat(draws)]
 
@@ -126,7 +129,7 @@ class TwoGaussians:
         Given a source of the first half it is normal: 2 q + 2 sqrt(q) z with q = d mu^2 / v. On an
         even grid of z the trapezoidal sum converges faster than any power of the step.
         """
-        z = np.linspace(-12, 12, 4801)
+        z = np.linspace(-12, 12, 1601)
         q = self.d * self.mu**2 / (sigma**2 + self.s**2)
         measure = np.exp(-(z**2) / 2) * (z[1] - z[0]) / math.sqrt(2 * math.pi)
         return 2 * q + 2 * math.sqrt(q) * z, measure
@@ -336,28 +339,24 @@ def measured(
         found = []
         for i, t in enumerate(grid):
             # SeedSequence keeps streams apart, however near their numbers.
-            mixed = np.random.SeedSequence([seed, len(problem.whole), hash_of(quantity, n), i])
+            mixed = np.random.SeedSequence([seed, len(problem.whole), number(quantity, n), i])
             generator = torch.Generator().manual_seed(int(mixed.generate_state(1)[0]))
             found.append(estimate(t, generator))
             tick()
         values, errors = zip(*found, strict=True)
         return Curve(quantity, n, tuple(grid), values, errors)
 
+    def stf(n: int) -> Callable[[float, torch.Generator], Estimate]:
+        return lambda t, g: stable_variance(problem, process, t, n, budget.samples, g)
+
     return [
         curve("V_DSM", None, lambda t, g: whole.dsm(t, budget.samples, g)),
         curve("D", None, lambda t, g: whole.divergence(t, budget.divergence_samples, g)),
-        *(
-            curve(
-                "V_STF",
-                n,
-                lambda t, g, n=n: stable_variance(problem, process, t, n, budget.samples, g),
-            )
-            for n in ns
-        ),
+        *(curve("V_STF", n, stf(n)) for n in ns),
     ]
 
 
-def hash_of(quantity: str, n: int | None) -> int:
+def number(quantity: str, n: int | None) -> int:
     """A number for each curve, the same everywhere."""
     return ("V_DSM", "D", "V_STF").index(quantity) + 3 * (n or 0)
 
@@ -375,5 +374,5 @@ def closed_forms(
     return [
         curve("V_DSM", None, problem.closed_dsm),
         curve("D", None, problem.closed_divergence),
-        *(curve("V_STF", n, lambda sigma, n=n: problem.closed_stf(sigma, n)) for n in ns),
+        *(curve("V_STF", n, partial(problem.closed_stf, n=n)) for n in ns),
     ]

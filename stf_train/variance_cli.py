@@ -10,7 +10,7 @@ import click
 from tqdm import tqdm
 
 from stf_train import data
-from stf_train.options import CountOrAll, Seeds, bad
+from stf_train.options import Seeds, bad
 from stf_train.process import VE
 from stf_train.variance import Budget, Patches, Problem, TwoGaussians, closed_forms, measured
 from stf_train.variance_plots import Numbers, Panel, save_study, save_variance
@@ -106,10 +106,10 @@ def draw(numbers: Path) -> None:
 )
 @click.option(
     "--references",
-    metavar="N|all",
-    type=CountOrAll(data.TOTAL),
+    metavar="N",
+    type=click.IntRange(1, data.TOTAL),
     multiple=True,
-    default=("128", "512", "all"),
+    default=(128, 512, data.TOTAL),
     help="Of STF, at least 128, the minibatch; may be given several times. DSM is always there.",
 )
 @FEW
@@ -127,21 +127,23 @@ def study_command(rows: Path, seeds: list[int], references: Sequence[int], quick
         raise bad(
             "--references", f"{min(references)} is less than the minibatch of {settings.batch}."
         )
-    if len(set(seeds)) < 2:
+    seeds = sorted(set(seeds))
+    if len(seeds) < 2:
         raise bad("--seeds", "two seeds at least are needed for a deviation over seeds.")
     arms = [Arm(None), *(Arm(n) for n in sorted(set(references)))]
     found = []
     with tqdm(total=len(arms) * len(seeds) * settings.steps, unit="step") as bar:
         try:
             for row in study(rows, settings, arms, seeds, lambda: bar.update() and None):
-                found.append(row)
+                if Arm(row.n) in arms and row.seed in seeds:
+                    found.append(row)
+                    bar.update(settings.steps * len(found) - bar.n)
         except ValueError as error:
             raise bad("--rows", str(error)) from error
-    asked = [row for row in found if Arm(row.n) in arms and row.seed in seeds]
     picture = rows.with_suffix(".png")
     floor = Judge(settings).floor()
-    save_study(picture, asked, floor)
-    click.echo(table(asked))
+    save_study(picture, found, floor)
+    click.echo(table(found))
     click.echo(f"digits drawn anew: Frechet distance {floor:.3f}")
     click.echo(f"{rows} and {picture}")
 
