@@ -16,7 +16,7 @@ from stf_train.panel import Bin, together
 
 
 class MetricsLog:
-    """Appends lines, one of them for each step, to a file whose first `size` bytes are known to be good.
+    """Appends lines, one for each step, to a file whose first `size` bytes are known to be good.
 
     The rest is cut off: lines of steps after the checkpoint, which will be done again, and a line
     torn by a crash. Lines hold no clock times, so those of a resumed run equal those of an
@@ -68,8 +68,9 @@ class MetricsLog:
 def read(path: Path) -> list[Step]:
     """All steps of a finished or paused run."""
     lines = [line for line in _lines(path) if "step" in line]
-    nan = float("nan")
-    return [Step(**{k: nan if v is None else v for k, v in line.items()}) for line in lines]
+    for line in lines:
+        line.update({name: math.nan for name, value in line.items() if value is None})
+    return [Step(**line) for line in lines]
 
 
 def read_panel(path: Path) -> list[Bin]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,29 +115,30 @@ def advance(folder: Path) -> Iterator[Step]:
     # A copy for people to read; what holds is in the checkpoint.
     text = json.dumps(config.as_dict(), indent=2) + "\n"
     checkpoint.replace(folder / CONFIG, text.encode())
-    board = Board(folder / BOARD, state.step + 1) if config.tensorboard else None
-    with metrics.MetricsLog(folder / METRICS, kept.metrics_bytes) as log:
+    with ExitStack() as stack:
+        log = stack.enter_context(metrics.MetricsLog(folder / METRICS, kept.metrics_bytes))
+        board = None
+        if config.tensorboard:
+            board = stack.enter_context(closing(Board(folder / BOARD, state.step + 1)))
         for step in steps:
             log.write(step)
             if board is not None:
                 board.write(step)
+            # Look at the variance of the target, once in a tick.
+            if (step.step - 1) % config.tick_steps == 0:
+                entropy = (config.seed, step.step)
+                bins = panel.measure(loss, build.count(config), config.batch, entropy)
+                log.write_panel(step.step, bins)
+                if board is not None:
+                    board.write_panel(step.step, bins)
+            # Save the checkpoint; the metrics it counts on come first.
             tick, rest = divmod(step.step, config.tick_steps)
             if rest == 0 or step.step == config.steps:
-                # Look at the variance of the target.
-                bins = panel.measure(
-                    loss, build.count(config), config.batch, (config.seed, step.step)
-                )
-                log.write_panel(step.step, bins)
-                # Save the checkpoint; the metrics it counts on come first.
                 kept = checkpoint.pack(state, config, log.sync())
                 checkpoint.write(folder / CHECKPOINT, kept)
                 if rest == 0 and config.snap is not None and tick % config.snap == 0:
                     draw_samples(folder / f"samples-{step.images:09d}.png", kept)
-                if board is not None:
-                    board.write_panel(step.step, bins)
             yield step
-    if board is not None:
-        board.close()
 
 
 def draw_pictures(folder: Path) -> None:

@@ -68,7 +68,6 @@ HOW = (
         ["--guide", "guide"],
         metavar="RUN",
         type=FOLDER,
-        show_default="none",
         help="The run of a worse network, for autoguidance.",
     ),
 )
@@ -219,7 +218,7 @@ EXTRACTORS = ("convolutions", "pixels", "components", "inception")
     "--output",
     metavar="FILE",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    show_default="none",
+    show_default=True,
     help="Keeps the report as .json.",
 )
 @click.option("--n", metavar="INT", type=COUNT, default=1000, help="Samples in each set.")
@@ -235,7 +234,7 @@ EXTRACTORS = ("convolutions", "pixels", "components", "inception")
     "--weights",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    show_default="none",
+    show_default=True,
     help="torch-fidelity's weights of Inception-v3.",
 )
 @BATCH

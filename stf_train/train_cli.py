@@ -63,8 +63,9 @@ def setting(
     nargs: int = 1,
 ) -> Callable[[F], F]:
     """An option whose default is the preset's; `nothing` says what it means to have none."""
+    hyphened = [f"--{name.replace('_', '-')}"] if name == "batch_gpu" else []  # as EDM spells it
     option = Setting(
-        [f"--{name}", name],
+        [*hyphened, f"--{name}", name],
         type=kind,
         metavar=metavar,
         nargs=nargs,

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from matplotlib.image import imread
 from sklearn.datasets import load_digits
 
-from stf_train import checkpoint, metrics, presets, run
+from stf_train import checkpoint, metrics, run
 from stf_train.cli import evaluate, sample, train
 
 # 16 steps of 16 images, 4 checkpoints, on one thread.
@@ -54,8 +54,10 @@ def test_config_is_what_was_asked_for(finished):
 
 def test_metrics_have_a_line_for_every_step(finished):
     lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").open()]
-    assert [line["step"] for line in lines] == list(range(1, 17))
-    assert all(np.isfinite(line["loss"]) for line in lines)
+    steps = [line for line in lines if "variance_at" not in line]
+    assert [line["step"] for line in steps] == list(range(1, 17))
+    assert all(np.isfinite(line["loss"]) for line in steps)
+    assert [line["variance_at"] for line in lines if "bins" in line] == [1, 5, 9, 13]
 
 
 def test_pictures_show_something(finished):
@@ -245,6 +247,157 @@ def test_bad_options_of_sample_are_refused(finished, in_tmp, line, message):
     assert list(in_tmp.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+    """A class-conditional run, one that learnt less, and one of another process."""
+    folders = [tmp_path_factory.mktemp("runs") / name for name in ("good", "worse", "ve")]
+    lines = [
+        "--preset digits-edm-cond --lr 0.03",
+        "--preset digits-edm-cond --lr 0.01 --duration 0.000128",
+        "--preset digits-ve",
+    ]
+    for folder, line in zip(folders, lines, strict=True):
+        result = invoke(train, f"{TINY} --references 100 --outdir {folder} {line}")
+        assert result.exit_code == 0, result.output
+    return folders
+
+
+def values(line):
+    result = invoke(sample, f"{line} --output s.npy --steps 4")
+    assert result.exit_code == 0, result.output
+    return np.load("s.npy")
+
+
+def test_classes_are_told(conditional, in_tmp):
+    run_folder = conditional[0]
+    mixed, third = values(f"{run_folder} --seeds 0-12"), values(f"{run_folder} --seeds 3,13")
+    np.testing.assert_allclose(mixed[3], third[0], atol=1e-4)
+    forced = values(f"{run_folder} --seeds 3-5 --class 3")
+    np.testing.assert_allclose(mixed[3], forced[0], atol=1e-4)
+    assert not np.allclose(mixed[4:6], forced[1:], atol=1e-3)
+
+
+def test_guidance_extrapolates(conditional, in_tmp):
+    """At W = 0 the class alone counts, at W = -1 none of it."""
+    good, worse, _ = conditional
+    base = f"{good} --seeds 1-3"
+    plain = values(base)
+    np.testing.assert_allclose(values(f"{base} --guidance 0"), plain, atol=1e-6)
+    none = [values(f"{good} --seeds 1-3 --class {c} --guidance -1") for c in (2, 7)]
+    np.testing.assert_allclose(none[0], none[1], atol=1e-5)
+    assert not np.allclose(values(f"{base} --guidance 2"), plain, atol=1e-3)
+    led = values(f"{base} --guide {worse} --guidance -1")
+    np.testing.assert_allclose(led, values(f"{worse} --seeds 1-3"), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{run} --class 3", "--class: {run} is not conditional"),
+        ("{good} --class 10", "--class: there are 10 classes, got 10"),
+        ("{run} --guidance 1", "--guidance: the network knows nothing without a class"),
+        ("{good} --guide {worse}", "--guide: needs --guidance W"),
+        ("{good} --guide {ve} --guidance 1", "--guide: {ve} has another process"),
+        (
+            "{run} --guide {good} --guidance 1",
+            "{good} is conditional, and the network",
+        ),
+        ("{run} --eta 1", "--eta: makes no difference to heun on the process edm"),
+        ("{run} --sampler rk45 --steps 9", "--steps: makes no difference to rk45"),
+        ("{ve} --sampler pc --rho 3", "--rho: makes no difference to pc on the process ve"),
+        ("{ve} --sampler ddim --steps 1", "'--steps': 1 is not in the range x>=2"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(finished, conditional, in_tmp, line, message):
+    names = dict(zip(("good", "worse", "ve"), conditional, strict=True)) | {"run": finished[0]}
+    result = invoke(sample, line.format(**names))
+    assert result.exit_code == 2
+    assert message.format(**names) in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("sampler", ["ddim --eta 1", "rk45 --tolerance 0.1", "pc --snr 0.1", "em"])
+@pytest.mark.parametrize("which", [0, 2])
+def test_every_sampler_draws(conditional, in_tmp, sampler, which):
+    steps = "" if "rk45" in sampler else "--steps 3"
+    line = f"{conditional[which]} --seeds 0-2 --output s.npy --sampler {sampler} {steps}"
+    result = invoke(sample, line)
+    assert result.exit_code == 0, result.output
+    assert np.isfinite(np.load("s.npy")).all()
+
+
+def test_eval_reports_on_sets_of_seeds(finished, in_tmp):
+    line = f"{finished[0]} --n 20 --sets 2 --seed 5 --steps 3 --output r.json"
+    result = invoke(evaluate, line)
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("r.json").read_text())
+    assert report["seeds"] == ["5-24", "25-44"]
+    assert (report["evaluations"], report["n"], report["step"]) == (5, 20, 16)
+    assert report["data"] == "digits"
+    for name, found in report["measures"].items():
+        assert name in result.stdout
+        assert len(found) == 2
+    assert len(report["measures"]) == 4
+
+
+@pytest.mark.parametrize("name", ["pixels", "components"])
+def test_eval_compares_by_what_it_is_told(finished, in_tmp, name):
+    line = f"{finished[0]} --n 20 --sets 1 --steps 3 --extractor {name}"
+    result = invoke(evaluate, line)
+    assert result.exit_code == 0, result.output
+    assert f"extractor  {'pixels' if name == 'pixels' else '64 principal'}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--extractor inception", "--weights: is for --extractor inception and needed there"),
+        ("--weights w.pth", "--weights: is for --extractor inception"),
+        ("--extractor inception --weights w.pth", "there is no w.pth"),
+    ],
+)
+def test_bad_options_of_eval_are_refused(finished, in_tmp, options, message):
+    result = invoke(evaluate, f"{finished[0]} {options}")
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--augment 0.12", "--augment: EDM's augmentation is not implemented"),
+        ("--preset cifar10-ve", "--data: the preset cifar10-ve needs the path of its data"),
+        ("--preset digits-ve --P_mean 0", "--P_mean: is for --process edm or pfgmpp, got ve"),
+        ("--preset patches-edm --cond 1 --batch 99999", "--batch: 99999 is more than the"),
+        ("--batch 16 --batch-gpu 5", "a multiple of batch_gpu 5 times 1 processes, got 16"),
+        ("--fp16 1 --bf16 1", "--bf16: --fp16 is asked for as well"),
+        ("--data nowhere.npy", "there is no nowhere.npy"),
+        ("--size 32", "size: digits has the size it has, got 32"),
+        ("--preset digits-vp --cres 1,2,2,2,2", "resolution must be a multiple of 16, got 8"),
+        ("--preset digits-vp --cres 1,x", "'1,x' is not a list of numbers like 1,2,2"),
+        ("--preset digits-ve --noise_min 90", "sigma_min must lie in (0, sigma_max = 50.0)"),
+    ],
+)
+def test_presets_refuse_what_does_not_fit(in_tmp, line, message):
+    result = invoke(train, line)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert list(in_tmp.iterdir()) == []
+
+
+def test_a_preset_is_where_values_come_from(in_tmp):
+    options = "--preset digits-vp --arch unet --references all --xflip 1 --snap 2"
+    result = invoke(train, f"{TINY} --outdir a {options}")
+    assert result.exit_code == 0, result.output
+    config = json.loads(Path("a", "config.json").read_text())
+    assert (config["process"], config["beta_max"], config["arch"]) == ("vp", 20, "unet")
+    assert config["references"] == "all"
+    # 4 ticks of 64 images.
+    assert {p.name for p in Path("a").glob("samples-*")} == {
+        "samples-000000128.png",
+        "samples-000000256.png",
+    }
+
+
 @pytest.mark.parametrize("command", [train, sample, evaluate])
 def test_help_explains_every_option(command):
     assert invoke(command, "--help").exit_code == 0
@@ -253,4 +406,8 @@ def test_help_explains_every_option(command):
         if isinstance(parameter, click.Option) and not parameter.hidden:
             assert parameter.help
             shown = parameter.get_help_record(context)[1]
-            assert "[default:" in shown or parameter.name == "resume", parameter.name
+            assert (
+                "[default:" in shown
+                or parameter.name in ("resume", "guide")
+                or (command is evaluate and parameter.name in ("output", "weights"))
+            ), parameter.name

@@ -171,8 +171,8 @@ def test_every_part_has_the_references_of_the_whole(setup):
 @pytest.mark.parametrize("batch_gpu", [3, 32])
 def test_a_minibatch_that_does_not_divide_is_refused(setup, batch_gpu):
     state, loss = setup
+    how = Compute(batch_gpu=batch_gpu)
     with pytest.raises(ValueError, match=f"a multiple of batch_gpu {batch_gpu} times 1"):
-        how = Compute(batch_gpu=batch_gpu)
         next(loop.train(state, loss, steps=1, batch=16, lr=1e-3, rampup=0, compute=how))
 
 

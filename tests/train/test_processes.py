@@ -114,5 +114,5 @@ def test_each_process_drops_out_by_itself(tmp_path, tiny):
 
 def test_another_number_of_processes_is_refused(tmp_path, tiny):
     run.create(tmp_path, tiny(processes=2))
-    with pytest.raises(ValueError, match="processes must be 2 as when the run .*, got 1"):
+    with pytest.raises(ValueError, match=r"processes must be 2 as when the run .*, got 1"):
         next(run.advance(tmp_path))

@@ -1,0 +1,33 @@
+"""The help texts in docs/help are those of the commands."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stf_train import helptexts, presets
+from stf_train.cli import train
+
+FOLDER = Path(__file__).parents[2] / "docs" / "help"
+
+
+@pytest.mark.parametrize("name", helptexts.COMMANDS)
+def test_is_current(name):
+    kept = (FOLDER / f"{name}.txt").read_text(encoding="utf-8")
+    assert kept == helptexts.text(name), "python -m stf_train.helptexts docs/help"
+
+
+def test_there_are_no_others():
+    assert {path.stem for path in FOLDER.iterdir()} == helptexts.COMMANDS.keys()
+
+
+def test_names_every_preset():
+    assert all(name in helptexts.text("stf-train").replace("\n", " ") for name in presets.PRESETS)
+
+
+def test_shows_the_defaults_of_a_preset():
+    said = CliRunner().invoke(train, ["--preset", "cifar10-vp", "--help"]).stdout
+    for text in ("[default: vp]", "[default: ddpmpp-vp]", "[default: 1, 2, 2, 2]"):
+        assert text in said
+        assert text not in helptexts.text("stf-train")
+    assert "the path must be given" in said
