@@ -116,9 +116,8 @@ class Alone:
 class Group:
     """The processes of a group, for one call; the body of `with` fails in all of them or in none.
 
-    Processes exchange notes before anything that depends on them: before every collective on
-    tensors, and at the end. One that has failed says so in the note that the others wait for next,
-    whatever that is, and they raise instead of going on.
+    Before every collective on tensors, and at the end, processes agree to go on. One that has
+    failed says no to what the others ask next, whatever that is about, and they raise.
 
     Raises:
         RuntimeError: of the body, in a process where it did not fail, naming the rank that did
@@ -132,7 +131,8 @@ class Group:
         self._group = group
         self._size = place(group)[1]
         self._devices = [pair.split(":")[0] for pair in dist.get_backend_config(group).split(",")]
-        self._listening = True  # whether the others wait for this one's next note
+        self._device = "cpu" if "cpu" in self._devices else self._devices[0]  # of what is told
+        self._listening = True  # whether the others will ask once more
         self._range = range(0)
         self._largest_shard = 0
 
@@ -143,7 +143,7 @@ class Group:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if error is None:
-            self._exchange({})
+            self._agree()
         elif isinstance(error, Exception):
             self.tell(error)
 
@@ -153,6 +153,7 @@ class Group:
             return
         words = f"{type(error).__name__}: {error}".encode("ascii", "backslashreplace").decode()
         with suppress(Exception):  # the error that is told matters more
+            self._smallest(-1)
             self._notes({"failed": words[:MESSAGE_CHARACTERS]})
 
     def gather(
@@ -176,7 +177,8 @@ class Group:
                 f"got {dist.get_backend_config(self._group)}"
             )
         mine = {"rows": len(queries.x), "choices": choices, "first": first, "count": count, "n": n}
-        notes = self._exchange(mine)
+        self._agree()
+        notes = self._notes(mine)
         _check_choices([note["choices"] for note in notes])
         _check_tiles([(note["first"], note["count"], note["n"]) for note in notes])
         counts = [note["rows"] for note in notes]
@@ -198,7 +200,7 @@ class Group:
         return self._largest_shard
 
     def fewest(self, count: int) -> int:
-        return min(note["count"] for note in self._exchange({"count": count}))
+        return self._agree(count)
 
     def largest(self, values: Tensor) -> Tensor:
         # As integers, among which NaN is the largest: maxima of floats do not all keep it.
@@ -214,7 +216,7 @@ class Group:
         self._reduce([values], dist.ReduceOp.MIN)
 
     def _reduce(self, tensors: list[Tensor], operation: dist.ReduceOp.RedOpType) -> None:
-        self._exchange({})
+        self._agree()
         with self._talking():
             works = [dist.all_reduce(t, operation, self._group, async_op=True) for t in tensors]
             for work in works:
@@ -226,7 +228,7 @@ class Group:
         for whole, t in zip(padded, tensors, strict=True):
             whole[: len(t)] = t
         parts = [[torch.empty_like(whole) for _ in counts] for whole in padded]
-        self._exchange({})
+        self._agree()
         with self._talking():
             for part, whole in zip(parts, padded, strict=True):
                 dist.all_gather(part, whole, self._group)
@@ -235,23 +237,31 @@ class Group:
             for part in parts
         ]
 
-    def _exchange(self, note: dict[str, Any]) -> list[dict[str, Any]]:
-        """Every process's note, in the order of ranks; raises if one says that it failed."""
-        notes = self._notes(note)
-        failures = [
-            f"rank {rank} of group failed with {other['failed']}"
-            for rank, other in enumerate(notes)
-            if "failed" in other
-        ]
-        if failures:
-            self._listening = False
-            raise RuntimeError("; ".join(failures))
-        return notes
+    def _agree(self, number: int = 0) -> int:
+        """The smallest of every process's number, >= 0; raises if one has failed."""
+        smallest = self._smallest(number)
+        if smallest >= 0:
+            return smallest
+        notes = self._notes({})
+        self._listening = False
+        raise RuntimeError(
+            "; ".join(
+                f"rank {rank} of group failed with {note['failed']}"
+                for rank, note in enumerate(notes)
+                if "failed" in note
+            )
+        )
+
+    def _smallest(self, number: int) -> int:
+        flag = torch.tensor([number], device=self._device)
+        with self._talking():
+            dist.all_reduce(flag, dist.ReduceOp.MIN, self._group)
+        return int(flag)
 
     def _notes(self, note: dict[str, Any]) -> list[dict[str, Any]]:
-        device = "cpu" if "cpu" in self._devices else self._devices[0]
+        """Every process's note, in the order of ranks."""
         text = json.dumps(note).encode().ljust(NOTE_BYTES)
-        mine = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
+        mine = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(self._device)
         notes = [torch.empty_like(mine) for _ in range(self._size)]
         with self._talking():
             dist.all_gather(notes, mine, self._group)
