@@ -141,6 +141,8 @@ def save_study(path: Path, rows: Sequence[Row], floor: float) -> None:
                 errors = 2 * column_of(found, "gain_error")
                 gains.errorbar(images, column_of(found, "gain"), errors, label=label, **style)
         worth.set(title=f"{name}, {of_targets[0][0].seeds} seeds", xscale="log", yscale="log")
+        worth.yaxis.set_major_formatter("{x:g}")
+        worth.yaxis.set_minor_formatter("{x:g}")
         gains.set(title="DSM minus STF, seed by seed", xlabel="training images")
         gains.axhline(0, color="0.6", linewidth=1)
         if measure == "frechet":
