@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 
+from stf_train.config import P_MEAN, P_STD
 from stf_train.networks import SETTINGS, ADMSettings
 from stf_train.sampling import Sampling
 
@@ -111,8 +112,6 @@ SONG: Options = {
     "ema_rampup": EARLY,
 }
 
-# P_mean is higher and P_std narrower than EDM's -1.2 and 1.2: the digits have a sigma_data of .85
-# where EDM has .5, and no fine detail that only shows at low noise.
 DIGITS: Options = {
     "data": "digits",
     "references": "1024",
@@ -125,7 +124,7 @@ DIGITS: Options = {
     "ema": 0.01,
     "tick": 10.0,
 }
-DIGITS_EDM: Options = EDM | DIGITS | {"sigma_data": None, "P_mean": -0.4, "P_std": 1.0}
+DIGITS_EDM: Options = EDM | DIGITS | {"sigma_data": None, "P_mean": P_MEAN, "P_std": P_STD}
 # For networks that are told of 1000 steps.
 STEPPED: Options = {
     "arch": "ddpmpp-vp",
@@ -186,7 +185,13 @@ PROCESS: dict[str, Options] = {
     "flow-to-noise": {"output": "velocity"},
     "flow-to-data": {"output": "velocity"},
 }
-SIZES = ("cres", "blocks", "attention", "dropout")
+# Of a network, and what they are called there.
+SIZES = {
+    "cres": "multipliers",
+    "blocks": "blocks",
+    "attention": "attention",
+    "dropout": "dropout",
+}
 
 
 class Inapplicable(ValueError):
@@ -211,7 +216,7 @@ def settle(preset: str, given: Options) -> Options:
         options |= fresh | PROCESS[process] | {"sampling": Sampling("heun")}
     if arch != PRESETS[preset]["arch"]:
         sizes = None if arch == "unet" else ADMSettings() if arch == "adm" else SETTINGS[arch]
-        options |= {name: getattr(sizes, name, None) for name in SIZES}
+        options |= {option: getattr(sizes, name, None) for option, name in SIZES.items()}
     if options["cond"] != PRESETS[preset]["cond"]:
         options["label_dropout"] = 0.1 if options["cond"] else None
     if given.get("strength") is not None and options["points"] is None:

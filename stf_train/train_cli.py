@@ -248,8 +248,7 @@ def train(context: click.Context) -> None:
     It leaves a run folder with the options, a checkpoint, the metrics of every step, and pictures
     of samples and of the loss.
 
-    Several devices: torchrun --nproc_per_node N -m stf_train --outdir DIR ..., or accelerate
-    launch likewise.
+    On several devices: torchrun --nproc_per_node N -m stf_train --outdir DIR ...
     """
     resume: Path | None = context.params["resume"]
     accelerator = launched(resolve(context.params["device"]))
