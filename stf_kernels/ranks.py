@@ -48,13 +48,16 @@ def place(group: ProcessGroup | None) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
-@torch.compiler.assume_constant_result
 def number(group: ProcessGroup) -> int:
     """The group's number in `handles.GROUPS`, for `ops.stable_target`; raises as `place` does."""
     place(group)
     if group not in _NUMBERS:
         _NUMBERS[group] = handles.GROUPS.name(group)
     return _NUMBERS[group]
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler, and Triton.
+number._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Ranks(Protocol):
