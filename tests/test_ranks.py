@@ -15,7 +15,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -444,20 +444,18 @@ def assert_one_fails(here: Here, act: Callable[[], Any], kind: type[Exception], 
     assert bool(call(here).isfinite().all())
 
 
-STAGES = ("quantize", "logits", "weights", "weighted_sum", "finish")
+PLACES = {name: (torch_backend, name) for name in ("quantize", "logits", "weights", "finish")}
+PLACES |= {"gather": (torch.Tensor, "new_zeros"), "sum": (torch_backend, "weighted_sum")}
 
 
-def fails_within(here: Here, stage: str) -> None:
-    """A stage that fails in one process, whichever it is, is an error of all."""
-
-    def out_of_memory(*_: Any) -> None:
-        raise MemoryError("no room")
+def fails_within(here: Here, place: str) -> None:
+    """Where one process fails in the middle, whatever it is at, all raise."""
 
     def act() -> None:
-        with mock.patch.object(torch_backend, stage, out_of_memory if here.odd else original):
+        fails = mock.patch.object(*PLACES[place], side_effect=MemoryError("no room"))
+        with fails if here.odd else nullcontext():
             call(here, function=stable_target_with_stats, backend="torch")
 
-    original = getattr(torch_backend, stage)
     assert_one_fails(here, act, MemoryError, "no room")
 
 
@@ -577,7 +575,7 @@ MORE: dict[str, tuple] = {
 }
 ERRORS: dict[str, tuple] = {
     **{f"told {name}": (told, name) for name in WRONG},
-    **{f"fails within {stage}": (fails_within, stage) for stage in STAGES},
+    **{f"fails within {place}": (fails_within, place) for place in PLACES},
     **{f"differ {name}": (differ, name) for name in DIFFERENT},
     "file is cut": (file_is_cut,),
     "shard without group": (shard_without_group,),
