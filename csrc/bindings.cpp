@@ -126,22 +126,27 @@ PYBIND11_MODULE(_C, m) {
                             offset, call, first, known, threads);
         });
 
-  m.def("settle", [](Address index, int64_t count, py::tuple q, Address values, py::tuple fields,
-                     py::tuple of_rows, Address halves, Address candidates, int threads) {
+  m.def("halve", [](py::tuple q, int64_t rows, Address halves, int threads) {
     const auto from = quantized(q);
+    py::gil_scoped_release unlocked;
+    cpu.logits->halve(from, rows, at<int16_t>(halves), threads);
+  });
+
+  m.def("settle", [](Address index, int64_t count, Address halves, int64_t dim, Address values,
+                     py::tuple fields, py::tuple of_rows, Address candidates, int threads) {
     const auto call = logit_call(fields);
     const auto known = peaks(of_rows);
     py::gil_scoped_release unlocked;
-    cpu.logits->settle(at<const int64_t>(index), count, from, at<const int8_t>(values), call, known,
-                       at<int16_t>(halves), at<int64_t>(candidates), threads);
+    cpu.logits->settle(at<const int64_t>(index), count, at<const int16_t>(halves), dim,
+                       at<const int8_t>(values), call, known, at<int64_t>(candidates), threads);
   });
 
-  m.def("refine", [](Address index, int64_t count, int64_t dim, Address values, py::tuple fields,
-                     Address floor, Address halves, int threads) {
+  m.def("refine", [](Address index, int64_t count, Address halves, int64_t dim, Address values,
+                     py::tuple fields, Address floor, int threads) {
     const auto call = logit_call(fields);
     py::gil_scoped_release unlocked;
-    cpu.logits->refine(at<const int64_t>(index), count, dim, at<const int8_t>(values), call,
-                       at<const double>(floor), at<const int16_t>(halves), threads);
+    cpu.logits->refine(at<const int64_t>(index), count, at<const int16_t>(halves), dim,
+                       at<const int8_t>(values), call, at<const double>(floor), threads);
   });
 
   m.def("weights",

@@ -241,7 +241,8 @@ bool is_candidate(double upper, double floor) {
   return !(upper < floor - kAway) && upper != -kInfinity;
 }
 
-int64_t dot(const int16_t* low, const int16_t* high, const int8_t* v, int64_t dim) {
+int64_t dot(const int16_t* halves, const int8_t* v, int64_t dim) {
+  const int16_t *low = halves, *high = halves + dim;
   int64_t out = 0;
   for (int64_t j0 = 0; j0 < dim; j0 += kTerms) {
     const int64_t end = min(j0 + kTerms, dim);
@@ -256,27 +257,30 @@ int64_t dot(const int16_t* low, const int16_t* high, const int8_t* v, int64_t di
   return out;
 }
 
-void split_halves(const Quantized& q, int64_t i, int16_t* low, int16_t* high) {
-  for (int64_t j0 = 0; j0 < q.dim; j0 += kTile) {
-    const int64_t width = min(kTile, q.dim - j0);
-    int32_t value[kTile];
-    join_digits(q, i, q.limbs, j0, width, value);
-    for (int64_t j = 0; j < width; ++j) {
-      low[j0 + j] = static_cast<int16_t>(value[j]);
-      high[j0 + j] = static_cast<int16_t>((value[j] - static_cast<int16_t>(value[j])) >> 16);
+void halve(Quantized q, int64_t rows, int16_t* halves, int threads) {
+  parallel_for(rows, threads, [=](int64_t i) {
+    int16_t *low = halves + 2 * i * q.dim, *high = low + q.dim;
+    for (int64_t j0 = 0; j0 < q.dim; j0 += kTile) {
+      const int64_t width = min(kTile, q.dim - j0);
+      int32_t value[kTile];
+      join_digits(q, i, q.limbs, j0, width, value);
+      for (int64_t j = 0; j < width; ++j) {
+        low[j0 + j] = static_cast<int16_t>(value[j]);
+        high[j0 + j] = static_cast<int16_t>((value[j] - static_cast<int16_t>(value[j])) >> 16);
+      }
     }
-  }
+  });
 }
 
-void settle(const int64_t* index, int64_t count, Quantized q, const int8_t* values,
-            const LogitCall& call, Peaks peaks, int16_t* halves, int64_t* candidates, int threads) {
+void settle(const int64_t* index, int64_t count, const int16_t* halves, int64_t dim,
+            const int8_t* values, const LogitCall& call, Peaks peaks, int64_t* candidates,
+            int threads) {
   parallel_for(count, threads, [=](int64_t row) {
     const auto& [samples, refs, bounds] = call;
-    const int64_t i = index[row], dim = q.dim, where = peaks.where[i];
-    int16_t *low = halves + 2 * i * dim, *high = low + dim;
-    split_halves(q, i, low, high);
+    const int64_t i = index[row], where = peaks.where[i];
     if (where >= 0) {
-      const double exact = static_cast<double>(dot(low, high, values + where * dim, dim));
+      const double exact =
+          static_cast<double>(dot(halves + 2 * i * dim, values + where * dim, dim));
       double logit = samples.slope[i] * exact - samples.curvature[i] * refs.norms[where];
       to_logits(samples, refs, i, where, 1, &logit);
       if (logit > peaks.floor[i]) peaks.floor[i] = logit;
@@ -302,8 +306,8 @@ void prefetch(const int8_t* v, int64_t dim) {
 }
 
 // Row i with the references of block b: bounds are replaced by logits.
-void refine_block(int64_t i, int64_t b, int64_t dim, const int8_t* values, const LogitCall& call,
-                  double floor, const int16_t* halves) {
+void refine_block(int64_t i, int64_t b, const int16_t* halves, int64_t dim, const int8_t* values,
+                  const LogitCall& call, double floor) {
   const auto& [samples, refs, out] = call;
   double& anchor = out.anchors[i * ceil_div(out.n, kBlock) + b];
   if (!is_candidate(anchor, floor)) {
@@ -311,7 +315,6 @@ void refine_block(int64_t i, int64_t b, int64_t dim, const int8_t* values, const
     return;
   }
   const int64_t k0 = b * kBlock, width = min(kBlock, out.n - k0);
-  const int16_t* low = halves + 2 * i * dim;
   float* relative = out.relative + i * out.n + k0;
   double logit[kBlock];
   int64_t found[kBlock], count = 0;
@@ -322,7 +325,7 @@ void refine_block(int64_t i, int64_t b, int64_t dim, const int8_t* values, const
   for (int64_t c = 0; c < count; ++c) {
     const int64_t k = found[c];
     if (c + 1 < count) prefetch(values + found[c + 1] * dim, dim);
-    const double exact = static_cast<double>(dot(low, low + dim, values + k * dim, dim));
+    const double exact = static_cast<double>(dot(halves + 2 * i * dim, values + k * dim, dim));
     logit[k - k0] = samples.slope[i] * exact - samples.curvature[i] * refs.norms[k];
   }
   to_logits(samples, refs, i, k0, width, logit);
@@ -334,18 +337,18 @@ void refine_block(int64_t i, int64_t b, int64_t dim, const int8_t* values, const
   for (int64_t k = 0; k < width; ++k) relative[k] = static_cast<float>(logit[k] - anchored);
 }
 
-void refine(const int64_t* index, int64_t count, int64_t dim, const int8_t* values,
-            const LogitCall& call, const double* floor, const int16_t* halves, int threads) {
+void refine(const int64_t* index, int64_t count, const int16_t* halves, int64_t dim,
+            const int8_t* values, const LogitCall& call, const double* floor, int threads) {
   const int64_t blocks = ceil_div(call.out.n, kBlock);
   parallel_for(blocks, threads, [=](int64_t b) {  // rows turn to the same values one by one
     for (int64_t row = 0; row < count; ++row)
-      refine_block(index[row], b, dim, values, call, floor[index[row]], halves);
+      refine_block(index[row], b, halves, dim, values, call, floor[index[row]]);
   });
 }
 
 }  // namespace
 
 namespace STF_ISA {
-const CpuLogits logit_stages = {seen, logits, bound, settle, refine};
+const CpuLogits logit_stages = {seen, logits, bound, halve, settle, refine};
 }  // namespace STF_ISA
 }  // namespace stf

@@ -94,18 +94,22 @@ struct CpuLogits {  // stage 2; `index` names the rows to work on, [count]
                 Quantized q, double offset, const LogitCall& call, int64_t first, Peaks peaks,
                 int threads);
 
-  // Input   upper bounds and peaks as `bound` left them, values [n, d]
-  // Output  floor: raised to the exact logit at `where`; halves [B, 2, d]: q = 2^16 high + low;
+  // Input   digits of [rows] samples
+  // Output  halves [rows, 2, d]: q = 2^16 high + low, low first
+  void (*halve)(Quantized q, int64_t rows, int16_t* halves, int threads);
+
+  // Input   upper bounds and peaks as `bound` left them, halves [B, 2, d], values [n, d]
+  // Output  floor: raised to the exact logit at `where`;
   //         candidates [count]: how many references of a row may come within 64 of its peak
-  void (*settle)(const int64_t* index, int64_t count, Quantized q, const int8_t* values,
-                 const LogitCall& call, Peaks peaks, int16_t* halves, int64_t* candidates,
+  void (*settle)(const int64_t* index, int64_t count, const int16_t* halves, int64_t dim,
+                 const int8_t* values, const LogitCall& call, Peaks peaks, int64_t* candidates,
                  int threads);
 
-  // Input   upper bounds, peaks and halves as `settle` left them, values [n, d]
+  // Input   upper bounds and floor as `settle` left them, halves [B, 2, d], values [n, d]
   // Output  relative and anchors: exact for candidates, -inf for the rest, and an anchor of -inf
   //         for a block without a logit that comes within 64 of the peak
-  void (*refine)(const int64_t* index, int64_t count, int64_t dim, const int8_t* values,
-                 const LogitCall& call, const double* floor, const int16_t* halves, int threads);
+  void (*refine)(const int64_t* index, int64_t count, const int16_t* halves, int64_t dim,
+                 const int8_t* values, const LogitCall& call, const double* floor, int threads);
 };
 
 struct CpuStages {

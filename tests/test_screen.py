@@ -303,6 +303,19 @@ def test_samples_that_only_seemed_to_be_helped_take_all_products(always, work, m
 
 
 @needs_int8
+def test_one_sample_with_many_candidates_is_not_worth_reading_all_again(always, work, monkeypatch):
+    images, _ = patches()
+    sigma = torch.full((ROWS,), 0.05, dtype=torch.float64)
+    sigma[5] = 20
+    some = problem(images, noisy_patches(images, sigma), sigma)
+    monkeypatch.setattr(cpu_logits, "helped", lambda *_: torch.ones(ROWS, dtype=torch.bool))
+    outputs = cpu_backend.logits(some.mine, some.refs, nothing_known(ROWS))
+    assert assert_same_sums(some, outputs)[5].all()
+    assert work.bounded == [ROWS]
+    assert work.refined == [ROWS]
+
+
+@needs_int8
 def test_rows_without_a_target_stay_alone(always, work):
     images, _ = patches()
     sigma = torch.full((12,), 0.1, dtype=torch.float64)
