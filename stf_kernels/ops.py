@@ -58,8 +58,8 @@ def stable_target(
     """Targets [B, d], followed by the seven statistics [B] if asked for.
 
     The references' values are a tensor, or stored elsewhere under a number of `handles.STORED`;
-    `shard` is where they begin in the whole set and how many that has; `group` is a number of
-    `handles.GROUPS`, 0 for a process alone.
+    `shard` is where they begin in the whole set, how many that has and, of a shard, the checksum of
+    the whole set; `group` is a number of `handles.GROUPS`, 0 for a process alone.
     """
     if x.shape[0] == 0 and not group:
         return _outputs(x, with_stats)
@@ -74,6 +74,7 @@ def stable_target(
                 "x_t": f"{str(x.dtype).removeprefix('torch.')} [B, {x.shape[1]}]",
                 "x_t.device": x.device.type,
                 "ref.limbs": str(source.limbs),
+                "ref": f"a set of checksum {shard[2]:x}",
                 "target": repr(kind),
                 "log_weight": "none" if bias is None else "given",
                 "labels": "none" if labels is None else "given",

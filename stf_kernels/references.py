@@ -72,7 +72,8 @@ class References:
     _columns: Tensor | None = None
     _made: torch.cuda.Event | None = None  # when _columns is there, for other streams
     _stored: int  # number of values that are not resident, for ops.stable_target
-    _shard: tuple[int, int] | None = None  # of a shard: its first reference, the whole set's size
+    # Of a shard: its first reference, and the whole set's size and checksum.
+    _shard: tuple[int, int, int] | None = None
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ class References:
         norms: Tensor,
         labels: Tensor | None,
         log_weight: Tensor | None,
-        shard: tuple[int, int] | None = None,
+        shard: tuple[int, int, int] | None = None,
     ) -> References:
         """Other references of the same shape on the same grid."""
         other = object.__new__(References)
@@ -445,7 +446,7 @@ class References:
             self._norms[part],
             None if self.labels is None else self.labels[part],
             None if self.log_weight is None else self.log_weight[part],
-            (start, n),
+            (start, n, _checksum(self._affine, self._norms, self.labels, self.log_weight)),
         )
         shard.classes = self.classes
         return shard
@@ -475,6 +476,16 @@ class References:
                     f"index must lie in 0..{len(self) - 1}, got {int(index[outside][0])}"
                 )
         return index
+
+
+def _checksum(*tensors: Tensor | None) -> int:
+    """A number >= 0 that others [n], or the same in another order, are most unlikely to have."""
+    total = 0
+    for tensor in tensors:
+        if tensor is not None:
+            odd = torch.arange(1, 2 * len(tensor), 2, device=tensor.device)
+            total = 31 * total + int((tensor.view(torch.int64) * odd).sum())
+    return total % 2**63
 
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

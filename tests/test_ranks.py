@@ -520,12 +520,6 @@ DIFFERENT: dict[str, tuple[Callable[[Here], Any], str]] = {
         lambda here: call(here, References(DATA.float(), limbs=3) if here.odd else None),
         "ref.limbs must be the same on all ranks of group, got 1 on ranks 0, 1, 3, 3 on rank 2",
     ),
-    "ref set": (
-        lambda here: call(here, byte_references(500) if here.odd else None),
-        "ref must be the shards that ref.shard(group) makes of one set, got 0 to 128 of 700 on "
-        "rank 0, 128 to 384 of 700 on rank 1, 256 to 384 of 500 on rank 2, 512 to 700 of 700 on "
-        "rank 3",
-    ),
 }
 
 
@@ -534,6 +528,26 @@ def differ(here: Here, name: str) -> None:
     act, words = DIFFERENT[name]
     with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
         act(here)
+    call(here)
+
+
+def other_references(here: Here) -> None:
+    """As many in another order, one other among them, fewer, other labels."""
+    order = torch.randperm(700, generator=helpers.generator(here.rank))
+    moved = DATA.clone()
+    moved[600, 0, 0, 0] ^= 1
+    for other in (
+        byte_references().subset(order),
+        References(moved, value_range=(-1, 1)),
+        byte_references(600),
+        byte_references(labels=torch.zeros(700, dtype=torch.int64)),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"^ref must be the same on all ranks of group, got a set of checksum \w+ on "
+            r"ranks 0, 1, 3, a set of checksum \w+ on rank 2$",
+        ):
+            call(here, other if here.odd else None)
     call(here)
 
 
@@ -578,6 +592,7 @@ ERRORS: dict[str, tuple] = {
     **{f"fails within {place}": (fails_within, place) for place in PLACES},
     **{f"differ {name}": (differ, name) for name in DIFFERENT},
     "file is cut": (file_is_cut,),
+    "other references": (other_references,),
     "shard without group": (shard_without_group,),
     "graph capture": (graph_capture,),
 }
