@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
 
 import pytest
 import torch
+import torch.multiprocessing
 
 from stf_kernels import References
 from stf_train import data
@@ -40,7 +42,7 @@ def bank() -> References:
     return data.digits()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., Config]:
     """Configs of a run of 12 steps and 3 checkpoints, some fields changed."""
 
@@ -56,3 +58,12 @@ def tiny() -> Callable[..., Config]:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(7)
+
+
+@pytest.fixture(scope="session")
+def processes() -> BaseContext:
+    """Children that start from a server which has imported what they need."""
+    context = torch.multiprocessing.get_context("forkserver")
+    # torch.optim imports torch._dynamo when it is first used.
+    context.set_forkserver_preload(["pytest", "torch._dynamo", "accelerate", "stf_train.run"])
+    return context

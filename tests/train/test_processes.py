@@ -41,7 +41,17 @@ def watched(values: dict, how: Compute) -> Seen:
     return Seen(losses, weights, orders, sources, targets, masks)
 
 
-def child(rank: int, port: int, values: dict, batch_gpu, path: str) -> None:
+# Name: preset, batch_gpu, other options. One half of a step of 16 is of 1, 2 or 4 parts.
+CASES = {
+    "whole": ("digits-edm", None, {"clip": 0.5}),
+    "two parts": ("digits-edm-cond", 4, {"clip": 0.5}),
+    "sequences in four parts": ("digits-seq", 2, {"clip": 0.5}),
+    "dropout": ("digits-vp", None, {"dropout": 0.5}),
+}
+SIMILAR = [name for name in CASES if name != "dropout"]
+
+
+def child(rank: int, port: int, cases: dict, path: str) -> None:
     os.environ |= {
         "WORLD_SIZE": "2",
         "RANK": str(rank),
@@ -51,32 +61,46 @@ def child(rank: int, port: int, values: dict, batch_gpu, path: str) -> None:
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
-    accelerator = launched("cpu")
-    assert accelerator.num_processes == 2
-    assert accelerator.process_index == rank
-    seen = watched(values, Compute(accelerator, batch_gpu))
-    torch.save(seen._asdict(), f"{path}/{rank}")
+    for name, (values, batch_gpu) in cases.items():
+        accelerator = launched("cpu")
+        assert accelerator.num_processes == 2
+        assert accelerator.process_index == rank
+        seen = watched(values, Compute(accelerator, batch_gpu))
+        torch.save(seen._asdict(), f"{path}/{name} {rank}")
     accelerator.end_training()
 
 
-def by_two(values, batch_gpu, folder):
+@pytest.fixture(scope="module")
+def values(tiny):
+    """The config of each case."""
+    return {
+        name: tiny(preset=preset, references=200, **options).as_dict()
+        for name, (preset, _, options) in CASES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory, processes, values):
+    """What two processes saw, which go through all cases: to start them takes longer than that."""
+    folder = tmp_path_factory.mktemp("two")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(child, (port, values, batch_gpu, str(folder)), nprocs=2)
-    return [Seen(**torch.load(folder / str(rank))) for rank in (0, 1)]
+    cases = {name: (values[name], CASES[name][1]) for name in CASES}
+    method = processes.get_start_method()
+    mp.start_processes(child, (port, cases, str(folder)), nprocs=2, start_method=method)
+    return {
+        name: [Seen(**torch.load(folder / f"{name} {rank}")) for rank in (0, 1)] for name in CASES
+    }
 
 
-@pytest.mark.parametrize(
-    ("preset", "batch_gpu"), [("digits-edm", None), ("digits-edm-cond", 4), ("digits-seq", 2)]
-)
-def test_two_processes_are_one(tmp_path, tiny, preset, batch_gpu):
-    values = tiny(preset=preset, references=200, clip=0.5).as_dict()
-    one = watched(values, Compute())
-    first, second = by_two(values, batch_gpu, tmp_path)
+@pytest.mark.parametrize("name", SIMILAR)
+def test_two_processes_are_one(by_two, values, name):
+    one = watched(values[name], Compute())
+    first, second = by_two[name]
 
     # All draw the same order, whose first n entries are the references, in every part.
-    parts = 16 // 2 // (batch_gpu or 8)
+    parts = 16 // 2 // (CASES[name][1] or 8)
     assert len(first.orders) == len(second.orders) == 3 * parts
     for i, order in enumerate(one.orders):
         for other in (first, second):
@@ -98,14 +122,13 @@ def test_two_processes_are_one(tmp_path, tiny, preset, batch_gpu):
         assert torch.equal(gathered("targets", step), one.targets[step])
 
     assert first.losses == second.losses == pytest.approx(one.losses, rel=1e-5)
-    for name, weight in one.weights.items():
-        assert torch.equal(first.weights[name], second.weights[name]), name
-        torch.testing.assert_close(first.weights[name], weight, rtol=0, atol=1e-4)  # of 3 x 1e-3
+    for key, weight in one.weights.items():
+        assert torch.equal(first.weights[key], second.weights[key]), key
+        torch.testing.assert_close(first.weights[key], weight, rtol=0, atol=1e-4)  # of 3 x 1e-3
 
 
-def test_each_process_drops_out_by_itself(tmp_path, tiny):
-    values = tiny(preset="digits-vp", dropout=0.5, references=200).as_dict()
-    first, second = by_two(values, None, tmp_path)
+def test_each_process_drops_out_by_itself(by_two):
+    first, second = by_two["dropout"]
     assert len(first.masks) == 3
     for a, b in zip(first.masks, second.masks, strict=True):
         assert 0.4 < (a != b).float().mean() < 0.6

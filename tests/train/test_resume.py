@@ -1,7 +1,6 @@
 """A stopped and resumed run equals one that never stopped, to the last bit of every file."""
 
 import itertools
-import multiprocessing
 import os
 import random
 import signal
@@ -130,15 +129,6 @@ def test_nothing_outside_the_run_is_random(tmp_path, tiny):
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
     assert whole(tmp_path / "b", tiny()) == first
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Children that start from a server which has imported what they need."""
-    context = multiprocessing.get_context("forkserver")
-    # torch.optim imports torch._dynamo when it is first used.
-    context.set_forkserver_preload(["pytest", "torch._dynamo", "stf_train.run"])
-    return context
 
 
 def train(folder, fatal_fsync=0):
