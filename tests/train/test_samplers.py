@@ -8,7 +8,7 @@ import pytest
 import scipy.integrate
 import torch
 
-from stf_train.process import VP, FlowToNoise, SigmaTime
+from stf_train.process import DDPM, VP, FlowToNoise, SigmaTime
 from stf_train.sample import (
     Churn,
     ddim,
@@ -366,6 +366,27 @@ def test_student_t_noise_is_not_added_up(sampler):
     process = PROCESSES["PFGM++"]
     with pytest.raises(ValueError, match=r"needs Gaussian noise, got .*StudentT\(D=16\)"):
         next(sampler(normal(process), lambda: NOISE, [80.0, 1.0], process=process))
+
+
+def test_corrector_on_the_steps_of_ddpm():
+    """Its step has the factor 1 - beta_t, as the algorithm for VP has it; .3 makes it tell."""
+    process = DDPM(T=3, beta_min=0.1, beta_max=0.3)
+    asked = []
+
+    def denoise(x, t):
+        asked.append(x)
+        return normal(process)(x, t)
+
+    source = seeded(range(20), (5,))
+    last(predictor_corrector(denoise, source, [2.0, 1.0], process=process, snr=0.2))
+    again = seeded(range(20), (5,))
+    before, z = process.sigma(torch.tensor(2.0).double()) * again(), again()
+    t = torch.full((20, 1), 2.0, dtype=torch.float64)
+    score = process.score(normal(process)(before, t), before, t)
+    norms = [v.square().sum(1).sqrt().mean() for v in (z, score)]
+    h = 2 * (1 - 0.3) * (0.2 * norms[0] / norms[1]) ** 2
+    assert torch.equal(asked[0], before)
+    torch.testing.assert_close(asked[1], before + h * score + (2 * h).sqrt() * z)
 
 
 def test_euler_maruyama_needs_signal():
