@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from stf_train import cli
+from stf_train.variance_cli import variance
 
-COMMANDS = {"stf-train": cli.train, "stf-sample": cli.sample, "stf-eval": cli.evaluate}
+COMMANDS: dict[str, click.Command] = {
+    "stf-train": cli.train,
+    "stf-sample": cli.sample,
+    "stf-eval": cli.evaluate,
+    "stf-variance": variance,
+}
 
 
 def text(name: str) -> str:
-    """What a command says with --help, in 100 columns."""
-    command = COMMANDS[name]
-    context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+    """What a command and its subcommands say with --help, in 100 columns."""
+    return "\n\n".join(helps(COMMANDS[name], name, None))
+
+
+def helps(command: click.Command, name: str, parent: click.Context | None) -> Iterator[str]:
+    """The help of a command, then those of its subcommands."""
+    context = click.Context(
+        command, parent, info_name=name, terminal_width=100, max_content_width=100
+    )
     context.show_default = True
-    return command.get_help(context) + "\n"
+    yield command.get_help(context) + "\n"
+    if isinstance(command, click.Group):
+        for below, subcommand in sorted(command.commands.items()):
+            yield from helps(subcommand, below, context)
 
 
 def main(folder: Path) -> None:
