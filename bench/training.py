@@ -16,7 +16,7 @@ from stf_kernels import References
 from stf_train import cli, config, data
 from stf_train.ema import EMA
 from stf_train.loop import State, Step, train
-from stf_train.loss import EDMLoss
+from stf_train.loss import DenoisingLoss
 from stf_train.networks import UNet
 from stf_train.process import EDM
 from stf_train.targets import DenoisingTarget, StableTarget, Target
@@ -45,7 +45,7 @@ class System:
         network = UNet(self.channels, self.bank.shape[0]).to(self.bank.device)
         ema = EMA(network, halflife=1e4)
         state = State(network, ema, torch.optim.Adam(network.parameters()), torch.Generator())
-        loss = EDMLoss(self.process, self.bank, target)
+        loss = DenoisingLoss(self.process, self.bank, target)
         return train(state, loss, steps=1 << 40, batch=self.batch, lr=1e-3, rampup=5e3)
 
     def rows(self, dsm: list[float], stf: list[float]) -> list[Row]:

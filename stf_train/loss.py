@@ -192,6 +192,3 @@ class SequenceLoss(DenoisingLoss):
         inside = (t >= 0).to(step.device).reshape(step.shape)
         r = (inside * self.process.weight(step).sqrt() * error).unflatten(0, (K, batch))
         return (r[0] ** 2).mean() + self.strength / K**2 * (r.sum(0) ** 2).mean()
-
-
-EDMLoss = DenoisingLoss  # the name under which the trainer knows it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -94,6 +95,9 @@ def _ddim(
     how: Sampling, process: Process, denoise: Denoiser, randn: Callable[[], Tensor]
 ) -> Iterator[Sample]:
     times = how.times(process, how.steps)
+    data = float(process.time(torch.zeros((), dtype=torch.float64)))
+    if math.isfinite(data):  # VE has no such time
+        times[-1] = data
     return ddim(denoise, randn, times, process=process, eta=how.eta)
 
 
