@@ -24,7 +24,7 @@ from .torch_backend import squared_distance
 FEW_ROWS = 32  # with fewer, reading a reference costs more than multiplying it
 ROW_TILE = 64  # blocks of rows in whole tiles of a GPU's kernels, all aligned like the first
 FEW_REFERENCES = 1024  # a chunk of fewer is not worth its overhead
-STREAM_BYTES = 16 << 20  # of a chunk that has to come first: nothing is computed meanwhile
+STREAM_BYTES = 32 << 20  # of a chunk: the first one comes before anything is computed
 
 Logits = tuple[Tensor, Tensor]  # what stage 2 returns
 
