@@ -1,5 +1,6 @@
-"""The help texts in docs/help are those of the commands."""
+"""The help texts in docs/help are those of the commands, docs/training.md names what there is."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from stf_train import helptexts, presets
 from stf_train.cli import train
 
 FOLDER = Path(__file__).parents[2] / "docs" / "help"
+TRAINING = FOLDER.with_name("training.md")
 
 
 @pytest.mark.parametrize("name", helptexts.COMMANDS)
@@ -45,3 +47,41 @@ def test_shows_the_defaults_of_a_preset():
         assert text in said
         assert text not in helptexts.text("stf-train")
     assert "the path must be given" in said
+
+
+def test_training_has_every_preset_with_its_values():
+    rows = {}
+    section = TRAINING.read_text(encoding="utf-8").partition("## Presets")[2].partition("\n## ")[0]
+    for line in section.splitlines():
+        if match := re.match(r"\| `([a-z0-9-]+)` \| ", line):
+            rows[match[1]] = [cell.strip() for cell in line.strip("|").split("|")][1:]
+    assert rows.keys() == presets.PRESETS.keys()
+    for name, (process, output, arch, cbase, length, lr, ema, sampler) in rows.items():
+        options, sampling = presets.PRESETS[name], presets.PRESETS[name]["sampling"]
+        assert process.split(",")[0] == options["process"]
+        assert output == (options["output"] or "the process's")
+        assert (arch, int(cbase)) == (options["arch"], options["cbase"])
+        said = [float(number) for cell in (length, lr, ema) for number in cell.split(",")]
+        names = ("batch", "duration", "lr", "rampup", "ema")
+        assert said == pytest.approx([options[option] for option in names], rel=1e-3)
+        expected = (
+            f"rk45, {sampling.tolerance:.0e}".replace("e-0", "e-")
+            if sampling.sampler == "rk45"
+            else f"{sampling.sampler}, {sampling.steps} steps"
+        )
+        assert sampler == expected
+        numbers = [float(number) for number in re.findall(r"[\d.]*\d", process)]
+        asked = {
+            "ve": ("noise_min", "noise_max"),
+            "vp": ("beta_min", "beta_max"),
+            "pfgmpp": ("D",),
+            "ddpm": ("points",),
+        }
+        assert numbers == [options[option] for option in asked.get(options["process"], ())]
+
+
+def test_training_names_options_that_there_are():
+    texts = "\n".join(map(helptexts.text, helptexts.COMMANDS))
+    for option in re.findall(r"--[A-Za-z][\w-]*", TRAINING.read_text(encoding="utf-8")):
+        if option != "--nproc_per_node":  # of torchrun
+            assert re.search(rf"{option}[ ,]", texts), option
