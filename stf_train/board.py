@@ -1,16 +1,18 @@
-"""The metrics of a run for TensorBoard, which is optional."""
+"""The metrics and samples of a run for TensorBoard, which is optional."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from stf_train.loop import Step
 from stf_train.panel import Bin
 
 
 class Board:
-    """Writes what the metrics file says, for TensorBoard.
+    """Writes what the metrics file says, and pictures of samples, for TensorBoard.
 
     Args:
         folder: of its files.
@@ -38,6 +40,10 @@ class Board:
             for name in ("V_DSM", "removed", "ess", "entropy"):
                 self._writer.add_scalar(f"{name}/sigma {at}", getattr(one, name), step)
             self._writer.add_scalar(f"V_STF/sigma {at}", one.V_DSM - one.removed, step)
+
+    def write_samples(self, step: int, page: np.ndarray) -> None:
+        """Adds a grid of samples, [height, width, 3] uint8."""
+        self._writer.add_image("samples", page, step, dataformats="HWC")
 
     def close(self) -> None:
         """Brings everything to the disk."""

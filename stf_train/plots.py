@@ -44,9 +44,11 @@ def grid(images: Tensor, *, ink: bool = True, gap: int = 2) -> np.ndarray:
     return ((1 + page) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def save_samples(path: Path, images: Tensor, *, ink: bool = True) -> None:
-    """Writes the grid of the samples, [m, C, H, W] in [-1, 1], as a PNG."""
-    imsave(path, grid(images, ink=ink), format="png")
+def save_samples(path: Path, images: Tensor, *, ink: bool = True) -> np.ndarray:
+    """Writes the grid of the samples, [m, C, H, W] in [-1, 1], as a PNG, and returns it."""
+    page = grid(images, ink=ink)
+    imsave(path, page, format="png")
+    return page
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:

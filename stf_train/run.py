@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,7 +138,9 @@ def advance(folder: Path) -> Iterator[Step]:
                 kept = checkpoint.pack(state, config, log.sync())
                 checkpoint.write(folder / CHECKPOINT, kept)
                 if rest == 0 and config.snap is not None and tick % config.snap == 0:
-                    draw_samples(folder / f"samples-{step.images:09d}.png", kept)
+                    page = draw_samples(folder / f"samples-{step.images:09d}.png", kept)
+                    if board is not None:
+                        board.write_samples(step.step, page)
             yield step
 
 
@@ -152,11 +155,11 @@ def draw_pictures(folder: Path) -> None:
     plots.save_variance(folder / VARIANCE, metrics.read_panel(folder / METRICS), title)
 
 
-def draw_samples(path: Path, kept: checkpoint.Checkpoint) -> None:
-    """Writes a grid of 100 samples of the EMA weights."""
+def draw_samples(path: Path, kept: checkpoint.Checkpoint) -> np.ndarray:
+    """Writes a grid of 100 samples of the EMA weights; returns it, [height, width, 3] uint8."""
     config = kept.config
     draw = sampler(config, config.sampling, conditioned(config, denoiser(kept, config.device)))
-    plots.save_samples(path, pictured(config, draw(range(100)).x), ink=is_ink(config))
+    return plots.save_samples(path, pictured(config, draw(range(100)).x), ink=is_ink(config))
 
 
 def is_ink(config: Config) -> bool:

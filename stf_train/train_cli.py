@@ -232,7 +232,7 @@ def switch(name: str, help: str) -> Callable[[F], F]:
 )
 @setting("tick", POSITIVE, "How often to write the checkpoint, in thousand images.", metavar="KIMG")
 @setting("snap", COUNT, "Ticks between pictures of samples.", metavar="TICKS", nothing="none")
-@switch("tensorboard", "Writes the metrics for TensorBoard, too.")
+@switch("tensorboard", "Writes metrics and pictures of samples for TensorBoard, too.")
 @click.option(
     "--threads",
     metavar="INT",

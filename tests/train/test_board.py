@@ -1,17 +1,20 @@
 """Writing for TensorBoard, with a writer in its place that remembers."""
 
 import sys
+from dataclasses import replace
 from types import ModuleType
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from stf_train import board, run
 
 
 @pytest.fixture
 def written(monkeypatch):
-    """What was written: (folder, purge_step) of each writer, and the scalars."""
-    writers, scalars = [], []
+    """What was written: (folder, purge_step) of each writer, the scalars and the pictures."""
+    writers, scalars, pictures = [], [], []
 
     class SummaryWriter:
         def __init__(self, folder, purge_step):
@@ -20,17 +23,20 @@ def written(monkeypatch):
         def add_scalar(self, name, value, step):
             scalars.append((name, value, step))
 
+        def add_image(self, name, page, step, dataformats):
+            pictures.append((name, page, step, dataformats))
+
         def close(self):
             writers.append("closed")
 
     module = ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    return writers, scalars
+    return writers, scalars, pictures
 
 
 def test_holds_what_the_metrics_hold(written, tiny, tmp_path):
-    writers, scalars = written
+    writers, scalars, pictures = written
     run.create(tmp_path, tiny(tensorboard=True, references=200))
     iterator = run.advance(tmp_path)
     steps = [next(iterator) for _ in range(5)]
@@ -46,6 +52,18 @@ def test_holds_what_the_metrics_hold(written, tiny, tmp_path):
         "ess",
         "entropy",
     }
+    assert pictures == []  # they come every 50 ticks
+
+
+def test_holds_the_pictures_of_the_folder(written, tiny, tmp_path):
+    config = tiny(tensorboard=True, references=200, snap=2)  # ticks of 4 steps
+    config = replace(config, sampling=replace(config.sampling, steps=2))
+    run.create(tmp_path, config)
+    list(run.advance(tmp_path))
+    ((name, page, step, dataformats),) = written[2]
+    assert (name, step, dataformats) == ("samples", 8, "HWC")
+    image = imread(tmp_path / f"samples-{8 * 16:09d}.png")
+    np.testing.assert_array_equal(page, (image[..., :3] * 255).round())
 
 
 def test_is_refused_where_there_is_none(monkeypatch):
