@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import operator
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +26,7 @@ def check_shard(ref: Tensor | References, group: ProcessGroup | None) -> None:
     """Raises unless `ref` is a shard exactly if there is a group."""
     is_shard = isinstance(ref, References) and ref._shard is not None
     if group is None and is_shard:
-        raise ValueError(f"group must be that of refs.shard(group) for a shard, got None for {ref}")
+        raise ValueError(f"ref must be a whole set, or group that of its shard, got {ref}")
     if group is not None and not is_shard:
         raise ValueError(
             f"ref must be a shard, refs.shard(group) of References, with group, got {describe(ref)}"
@@ -46,9 +47,13 @@ def freedom(noise: str, D: Tensor | float | None, x_t: Tensor) -> Tensor | None:
 
 
 def byte_count(workspace: int) -> int:
-    if isinstance(workspace, bool) or not isinstance(workspace, int) or workspace < 1:
+    try:
+        count = -1 if isinstance(workspace, bool) else operator.index(workspace)
+    except TypeError:
+        count = -1
+    if not 1 <= count < 1 << 63:
         raise ValueError(f"workspace must be a number of bytes >= 1, got {workspace!r}")
-    return workspace
+    return count
 
 
 def check_samples(x_t: Tensor) -> None:

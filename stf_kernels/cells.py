@@ -24,6 +24,8 @@ def partition(refs: References, k: int, seed: int) -> References:
         from sklearn.cluster import MiniBatchKMeans
     except ImportError as error:
         raise ImportError('cells need scikit-learn: pip install "stf-kernels[train]"') from error
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
+        raise ValueError(f"seed must be an integer in 0..2^32 - 1, got {seed!r}")
     size = max(BATCH, k)
     means = MiniBatchKMeans(k, random_state=seed, n_init=1)
     generator = torch.Generator().manual_seed(seed)
@@ -35,7 +37,7 @@ def partition(refs: References, k: int, seed: int) -> References:
     cell = np.concatenate([means.predict(_floats(refs, v)) for v in refs._values.chunks(size)])
     labels = torch.from_numpy(cell).to(refs.device, torch.int64)
     if refs.labels is not None:
-        labels = refs.labels * k + labels
+        labels = torch.unique(refs.labels, return_inverse=True)[1] * k + labels
     if not isinstance(refs._values, Resident):
         return refs._with(refs._values, refs._norms, labels, refs.log_weight)
     order = labels.argsort(stable=True)

@@ -41,6 +41,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,7 +54,7 @@ import torch
 from torch import Tensor
 
 from . import arithmetic as ar
-from .storage import OnFile, Values
+from .storage import File, OnFile, Values, version_of
 
 METADATA = {"format": "stf-kernels references", "version": "1"}
 DTYPES = {"values": "I8", "norms": "F64", "affine": "F64", "labels": "I64", "log_weight": "F64"}
@@ -73,6 +74,7 @@ class Found:
     """What a file holds; the digits stay in it."""
 
     path: str
+    version: tuple[int, int]  # of the file, as `storage.File` knows it
     offset: int  # of the digits, bytes
     limbs: int
     count: int
@@ -86,9 +88,8 @@ class Found:
     def values(self, device: torch.device | str) -> OnFile:
         """The digits, for targets computed on `device`."""
         dim = self.shape.numel()
-        return OnFile(
-            self.path, self.offset, self.limbs, self.count, dim, device=device, raw=self.raw
-        )
+        file = File(self.path, self.version)
+        return OnFile(file, self.offset, self.limbs, self.count, dim, device=device, raw=self.raw)
 
 
 def read(path: str | os.PathLike[str]) -> Found:
@@ -160,12 +161,19 @@ def _entry(name: str, shape: list[int], begin: int) -> dict[str, object]:
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the name once it is on the disk: a kill leaves the old one or the new."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    path = path.resolve()  # what a link names, not the link
+    if path.exists() and not path.is_file():
+        raise ValueError(f"path must name a file, new or to be replaced, got {path}")
+    mode = path.stat().st_mode & 0o777 if path.exists() else None
+    number, name = tempfile.mkstemp(".tmp", f"{path.name}.", path.parent)
+    temporary = Path(name)
     try:
-        with open(temporary, "wb") as file:
+        with open(number, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if os.name == "posix":
+            temporary.chmod(0o666 & ~_umask() if mode is None else mode)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
@@ -177,6 +185,12 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _read_references(path: str, file: BinaryIO) -> Found:
@@ -210,7 +224,14 @@ def _read_references(path: str, file: BinaryIO) -> Found:
     }
     _check_numbers(path, tensors)
     return Found(
-        path, begin + offsets["values"][0], limbs, count, torch.Size(shape), False, **tensors
+        path,
+        version_of(file.fileno()),
+        begin + offsets["values"][0],
+        limbs,
+        count,
+        torch.Size(shape),
+        False,
+        **tensors,
     )
 
 
@@ -329,7 +350,8 @@ def _read_levels(path: str, file: BinaryIO) -> Found:
         raise ValueError(f"{path} has {-missing} bytes behind its array; save one array in a file")
     nothing = torch.empty(0, dtype=torch.float64)
     count, *rest = shape
-    return Found(path, file.tell(), 1, count, torch.Size(rest), True, nothing, nothing)
+    version = version_of(file.fileno())
+    return Found(path, version, file.tell(), 1, count, torch.Size(rest), True, nothing, nothing)
 
 
 def _check_machine() -> None:

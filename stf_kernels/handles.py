@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakValueDictionary
 
@@ -19,7 +20,8 @@ class Handles(Generic[T]):
 
     def __init__(self) -> None:
         self._objects: WeakValueDictionary[int, T] = WeakValueDictionary()
-        self._numbers = itertools.count(1)
+        # Another process that loads a compiled call finds nothing under its numbers.
+        self._numbers = itertools.count(secrets.randbits(61) + 1)
 
     def name(self, thing: T) -> int:
         """A new number for `thing`."""
@@ -28,7 +30,13 @@ class Handles(Generic[T]):
         return number
 
     def __getitem__(self, number: int) -> T:
-        return self._objects[number]
+        try:
+            return self._objects[number]
+        except KeyError:
+            raise RuntimeError(
+                "what this compiled call used is gone, or in another process: references that are "
+                "not on the device, and groups, have to outlive it"
+            ) from None
 
 
 STORED: Handles[Values] = Handles()

@@ -51,6 +51,8 @@ class IdealDenoiser(nn.Module):
         super().__init__()
         if not isinstance(refs, References):
             raise TypeError(f"refs must be References, got {type(refs).__name__}")
+        if refs.total != len(refs):
+            raise ValueError(f"refs must be a whole set, got a shard, {refs}")
         self.refs = refs
         self.noise, self.D = noise, D
         self.precision, self.backend, self.workspace = precision, backend, workspace

@@ -21,6 +21,7 @@ from .statistics import TargetStats, digits_of_norms, from_sums, largest_norm, n
 from .storage import Resident, Values
 from .torch_backend import squared_distance
 
+DIGITS_BYTES = 64  # of a reference whose norm is split into digits
 FEW_ROWS = 32  # with fewer, reading a reference costs more than multiplying it
 ROW_TILE = 64  # blocks of rows in whole tiles of a GPU's kernels, all aligned like the first
 FEW_REFERENCES = 1024  # a chunk of fewer is not worth its overhead
@@ -82,7 +83,7 @@ def run(
     """
     limbs = ar.LIMBS[precision]
     rows, n = len(queries.x), len(refs.norms)
-    cut = plan(stages, rows, ranks.largest_shard(n), refs, limbs, workspace)
+    cut = plan(stages, rows, ranks.largest_shard(n), refs, limbs, workspace, statistics)
     cut = cut._replace(rows=ranks.fewest(cut.rows))  # blocks of rows are the same everywhere
     if refs.columns is None and isinstance(refs.values, Resident) and 0 < n <= cut.columns:
         # Once for all blocks of rows.
@@ -113,7 +114,15 @@ def run(
     return out, from_sums(sums, queries, refs.affine, exponent, precision)
 
 
-def plan(stages: Stages, rows: int, n: int, refs: ReferenceSet, limbs: int, workspace: int) -> Plan:
+def plan(
+    stages: Stages,
+    rows: int,
+    n: int,
+    refs: ReferenceSet,
+    limbs: int,
+    workspace: int,
+    statistics: bool = False,
+) -> Plan:
     """A cut that stays below `workspace` bytes.
 
     Args:
@@ -128,6 +137,7 @@ def plan(stages: Stages, rows: int, n: int, refs: ReferenceSet, limbs: int, work
 
     def bytes_needed(rows: int, columns: int, keep: bool) -> int:
         stage = stages.workspace(rows, columns, values.dim, values.limbs, limbs)
+        stage += DIGITS_BYTES * columns if statistics else 0
         if columns >= n:
             at_hand = 0 if refs.columns is None else refs.columns.nbytes
             return stage + values.staging(columns) - at_hand

@@ -157,6 +157,9 @@ class References:
     ) -> References:
         """References whose values stay in their file, of which a few chunks at a time are read.
 
+        The file may be renamed, replaced or deleted meanwhile, but not written to or cut: on a CPU
+        its pages are used where they are, and missing ones end the process.
+
         Args:
             path: what `save` wrote (stf_kernels/file_format.py describes it), or uint8
                 [n, *shape] in a .npy file
@@ -396,7 +399,7 @@ class References:
         large that all images are.
 
         If the set has labels, the cells refine the classes: one partition of all references is
-        crossed with them, label = class * k + cell.
+        crossed with them, label = (the class's place among all, sorted) * k + cell.
 
         A set on the device is put in the order of the cells, a copy; one that is elsewhere, or
         flipped, stays in its order.
@@ -501,7 +504,8 @@ def describe(value: object) -> str:
     """A value for an error message: dtype and shape of a tensor, repr of anything else."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return repr(value)
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def check_data(name: str, data: Tensor) -> None:

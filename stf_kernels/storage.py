@@ -155,7 +155,7 @@ class OnFile:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | File,
         offset: int,
         limbs: int,
         count: int,
@@ -164,7 +164,7 @@ class OnFile:
         device: torch.device | str = "cpu",
         raw: bool = False,
     ) -> None:
-        self._file = File(path)
+        self._file = path if isinstance(path, File) else File(path)
         self._offset, self._plane, self._raw = offset, count * dim, raw
         self.device = torch.device(device)
         self.limbs, self.count, self.dim = limbs, count, dim
@@ -272,14 +272,16 @@ class Flipped:
                 both[:, :rest] = chunk
             for chunk in mirrored.part(0, begun).chunks(size):
                 mirror(chunk, self._width, both[:, rest:])
+            del chunk  # its pages, before the next ones come
             yield both
         for chunk in mirrored.part(begun, mirrored.count).chunks(size):
             yield mirror(chunk, self._width, block(buffer, chunk))
 
     def staging(self, size: int) -> int:
         chunk = slot_bytes(self, size)
-        aside = min(chunk, MIRROR_BYTES) if self.device.type == "cpu" else chunk
-        return self._values.staging(size) + chunk + aside
+        # Beside the mirrored chunk: on a CPU the C library may keep an earlier walk's, on a GPU
+        # there is a copy.
+        return self._values.staging(size) + 2 * chunk
 
     def gather(self, index: Tensor) -> Tensor:
         n, position = self._values.count, self._first + index
@@ -310,6 +312,12 @@ class Flipped:
         return plain, self._values.part(max(first - n, 0), max(last - n, 0))
 
 
+def version_of(number: int) -> tuple[int, int]:
+    """What tells an open file from what it becomes: its size and when it was written."""
+    status = os.fstat(number)
+    return status.st_size, status.st_mtime_ns
+
+
 class File:
     """A file open for reading, by any number of threads.
 
@@ -327,8 +335,7 @@ class File:
         self.path = os.path.abspath(path)
         self._number = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._number)
-        status = os.fstat(self._number)
-        self.version = status.st_size, status.st_mtime_ns
+        self.version = version_of(self._number)
         if version is not None and self.version != version:
             raise ValueError(f"{self.path} has changed since its references were read")
 
