@@ -238,3 +238,18 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     with pytest.raises(ImportError, match=r'pip install "stf-kernels\[train\]"'):
         References(POINTS, value_range=(-1, 1)).cells(2)
+
+
+def test_cells_keep_classes_apart_however_large_their_labels():
+    u = torch.full((256, 4), 7, dtype=torch.uint8)
+    labels = torch.where(torch.arange(256) % 2 == 0, 0, 1 << 61)
+    cells = References(u, value_range=(-1, 1), labels=labels).cells(8)
+    assert len(cells.classes) == 2
+    assert bool((cells.labels >= 0).all())
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", None, True, 1 << 32])
+def test_a_seed_that_is_none(seed: object):
+    refs = References(torch.zeros(9, 4, dtype=torch.uint8), value_range=(-1, 1))
+    with pytest.raises(ValueError, match="seed must be an integer in"):
+        refs.cells(2, seed=seed)

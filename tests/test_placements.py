@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import helpers
@@ -14,7 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from stf_kernels import References, TargetStats, pipeline, stable_target, stable_target_with_stats
+from stf_kernels import (
+    References,
+    TargetStats,
+    file_format,
+    handles,
+    pipeline,
+    stable_target,
+    stable_target_with_stats,
+)
 from stf_kernels.pipeline import Plan
 
 N, ROWS, SHAPE = 300, 11, (3, 5, 4)
@@ -205,6 +215,48 @@ def test_a_file_cut_in_use_is_an_error(tmp_path: Path):
         file.truncate(9000)
     with pytest.raises(OSError, match=r"set\.stf was cut while in use: [0-9]+ bytes are missing"):
         stable_target(x, refs, sigma)
+
+
+def test_a_file_replaced_between_its_readings_is_an_error(tmp_path: Path):
+    resident().save(tmp_path / "set.stf")
+    found = file_format.read(tmp_path / "set.stf")
+    resident(False).save(tmp_path / "set.stf")
+    with pytest.raises(ValueError, match="has changed since its references were read"):
+        found.values("cpu")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files of POSIX")
+def test_save_keeps_links_and_modes_and_replaces_files_only(tmp_path: Path):
+    target, link = tmp_path / "set.stf", tmp_path / "link"
+    resident().save(target)
+    target.chmod(0o600)
+    link.symlink_to(target)
+    resident(False).save(link)
+    assert link.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert References.from_file(target).limbs == 3
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="path must name a file, new or to be replaced"):
+        resident().save(tmp_path / "pipe")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "set.stf"]
+
+
+def test_two_that_save_one_file_leave_a_whole_one(tmp_path: Path):
+    sets, path = (resident(), resident(False)), tmp_path / "set.stf"
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(sets[i % 2].save, path) for i in range(40)]:
+            done.result()
+    assert References.from_file(path).limbs in (1, 3)
+    assert [found.name for found in tmp_path.iterdir()] == ["set.stf"]
+
+
+def test_a_compiled_call_whose_references_are_gone_says_so(tmp_path: Path):
+    refs = saved(resident(), tmp_path)
+    number = refs._stored
+    assert handles.STORED[number] is refs._values
+    del refs
+    with pytest.raises(RuntimeError, match="what this compiled call used is gone"):
+        handles.STORED[number]
 
 
 # 400 MB of references within 64 MB, the file itself generated a chunk at a time.

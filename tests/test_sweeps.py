@@ -120,7 +120,7 @@ def smallest_workspace(x: Tensor, refs: References, sigma: Tensor, backend: str)
     return int(str(refused.value).split("at least ")[1].split()[0])
 
 
-@pytest.mark.parametrize("workspace", [0, -1, 1.5, "256 MB", True, None])
+@pytest.mark.parametrize("workspace", [0, -1, 1.5, "256 MB", True, None, 10**30])
 def test_a_workspace_that_is_none(workspace: object):
     x, refs, sigma = problem()
     with pytest.raises(ValueError, match="workspace must be a number of bytes >= 1, got"):
