@@ -102,7 +102,7 @@ def split_limbs(q: Tensor, limbs: int) -> list[Tensor]:
 def log2_1p(u: Tensor) -> Tensor:
     """log2(1 + u) in float64 for u >= 0: k + t P(t^2) with 1 + u = 2^k (1 + f), t = f / (2 + f).
 
-    The relative error is a few 2^-53 at every u; NaN for NaN and for infinity.
+    The relative error is a few 2^-53 for u below 2^1022; NaN for NaN and for infinity.
     """
     word = (1.0 + u).view(torch.int64)
     k = ((word + (ONE_WORD - SQRT_HALF_WORD)) >> 52) - 1023

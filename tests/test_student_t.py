@@ -279,7 +279,7 @@ def test_bits_do_not_depend_on_the_workspace(precision, backend):
     many = References(torch.cat([p.refs.decode()] * 7), limbs=3)
     least = 0
     try:
-        stable_target(p.x, many, p.sigma, workspace=1, **options)
+        stable_target_with_stats(p.x, many, p.sigma, workspace=1, **options)
     except ValueError as error:
         least = int(str(error).split("at least ")[1].split()[0])
     assert least > 0
