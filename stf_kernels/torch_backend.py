@@ -133,8 +133,9 @@ def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tup
 
     Args:
         floor: a lower bound of the row's largest logit over all references, float64 [B], -inf if
-            nothing is known; None for all logits, exact. With it a backend may leave a block out, as one of anchor -inf, if no logit in it comes within
-            EXP2_FLOOR + 1 of `floor`. No bit of a target depends on it.
+            nothing is known; None for all logits, exact. With it a backend may leave a block out,
+            as one of anchor -inf, if no logit in it comes within EXP2_FLOOR + 1 of `floor`. No bit
+            of a target depends on it.
     """
     dot = to_double(torch.stack([exact_product(samples.q, v.T) for v in refs.values], 1))
     logit = samples.slope[:, None] * dot - samples.curvature[:, None] * refs.norms
