@@ -26,7 +26,7 @@ def check_shard(ref: Tensor | References, group: ProcessGroup | None) -> None:
     """Raises unless `ref` is a shard exactly if there is a group."""
     is_shard = isinstance(ref, References) and ref._shard is not None
     if group is None and is_shard:
-        raise ValueError(f"ref must be a whole set, or group that of its shard, got {ref}")
+        raise ValueError(f"ref must be a whole set, or group that of refs.shard(group), got {ref}")
     if group is not None and not is_shard:
         raise ValueError(
             f"ref must be a shard, refs.shard(group) of References, with group, got {describe(ref)}"
