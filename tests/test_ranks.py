@@ -560,7 +560,8 @@ def shards_of_another_group(here: Here) -> None:
 
 
 def shard_without_group(here: Here) -> None:
-    with pytest.raises(
+    words = r"ref must be a whole set, or group that of refs.shard\(group\)"
+    with pytest.raises(ValueError, match=words):
         ValueError, match=r"ref must be a whole set, or group that of refs.shard\(group\)"
     ):
         call(here, group=None)
