@@ -164,6 +164,8 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     path = path.resolve()  # what a link names, not the link
     if path.exists() and not path.is_file():
         raise ValueError(f"path must name a file, new or to be replaced, got {path}")
+    if path.suffix == ".npy":
+        raise ValueError(f"path must not end in .npy, which is another format, got {path}")
     mode = path.stat().st_mode & 0o777 if path.exists() else None
     number, name = tempfile.mkstemp(".tmp", f"{path.name}.", path.parent)
     temporary = Path(name)

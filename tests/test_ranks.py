@@ -562,8 +562,6 @@ def shards_of_another_group(here: Here) -> None:
 def shard_without_group(here: Here) -> None:
     words = r"ref must be a whole set, or group that of refs.shard\(group\)"
     with pytest.raises(ValueError, match=words):
-        ValueError, match=r"ref must be a whole set, or group that of refs.shard\(group\)"
-    ):
         call(here, group=None)
 
 
