@@ -62,9 +62,6 @@ class Arm:
         return "DSM" if self.n is None else f"STF, n = {self.n}"
 
 
-ARMS = (Arm(None), Arm(128), Arm(512), Arm(data.TOTAL))
-
-
 @dataclass(frozen=True)
 class Row:
     """One run."""

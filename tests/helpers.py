@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import plain_spec
 import torch
 from sklearn.datasets import load_sample_images
 from torch import Tensor
@@ -190,3 +191,21 @@ def assert_rows_within(actual: Tensor, expected: Tensor, bound: Tensor | float) 
     assert bool((error <= bound).all()), (
         f"row {i} is {error[i]:.3e} from the expectation, allowed are {bound[i]:.3e}"
     )
+
+
+def references_and_plain(
+    u: Tensor, limbs: int, labels: Tensor, log_weight: Tensor
+) -> tuple[References, list[list[int]], tuple[float, float], float]:
+    """References of bytes u (limbs 0) or of floats made from them, and what plain_spec takes.
+
+    Returns:
+        the references; v, (a, b) and 2 b / a as MATH.md defines them, in plain numbers
+    """
+    if limbs:
+        y = u.double() / 77
+        refs = References(y, limbs=limbs, labels=labels, log_weight=log_weight)
+        v, a, ratio = plain_spec.float_references(y.tolist(), limbs)
+        return refs, v, (a, 0.0), ratio
+    refs = References(u, value_range=(-1, 2), labels=labels, log_weight=log_weight)
+    a = 3 / 255
+    return refs, (u.int() - 128).tolist(), (a, 128 * a - 1), 256 + (2 * -1.0 * 255) / 3

@@ -343,16 +343,7 @@ def test_backends_equal_the_text_in_plain_python(ref_limbs, precision, backend):
     labels, ref_labels = torch.arange(rows) % 3 - 1, torch.arange(n) % 2
     bias = torch.randn(n, dtype=torch.float64, generator=g)
     bias[5] = -torch.inf
-    if ref_limbs:
-        y = u.double() / 77
-        refs = References(y, limbs=ref_limbs, labels=ref_labels, log_weight=bias)
-        v, a, ratio = plain_spec.float_references(y.tolist(), ref_limbs)
-        affine = (a, 0.0)
-    else:
-        refs = References(u, value_range=(-1, 2), labels=ref_labels, log_weight=bias)
-        v = (u.int() - 128).tolist()
-        affine = (3 / 255, 128 * (3 / 255) - 1)
-        ratio = 256 + (2 * -1.0 * 255) / 3
+    refs, v, affine, ratio = helpers.references_and_plain(u, ref_limbs, ref_labels, bias)
     alpha = 0.875
     out = stable_target(
         x,
