@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "logit_call.h"
+
 namespace stf {
 
 struct Digits {      // the sums of one limb product
@@ -31,32 +33,6 @@ struct Survivors {   // the weights of a row: a short list, or digits for the ma
   int32_t* weight;   // [B, capacity]
   int8_t* digits;    // [slots, L, n]
   int64_t* slots;    // [1] dense rows so far
-};
-
-struct LogitRows {          // what stage 2 needs of the samples, besides their digits
-  const double* slope;      // [B] A step
-  const double* curvature;  // [B] C
-  const double* offset;     // [B] G of Student-t noise, or null
-  const double* exponent;   // [B] K of Student-t noise, or null
-  const int64_t* labels;    // [B], or null
-};
-
-struct LogitColumns {     // what it needs of the references, besides their values
-  const double* norms;    // [n]
-  const double* bias;     // [n], or null
-  const int64_t* labels;  // [n], or null
-};
-
-struct LogitOutputs {  // what it returns
-  int64_t n;
-  float* relative;  // [B, n]
-  double* anchors;  // [B, ceil(n / 128)]
-};
-
-struct LogitCall {
-  LogitRows samples;
-  LogitColumns refs;
-  LogitOutputs out;
 };
 
 struct Quantized {       // samples as stage 1 left them
