@@ -1,0 +1,86 @@
+"""Compiles csrc's CUDA sources for the host, and finds what a process needs to load them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parent.parent / "csrc"
+MODULE = "_cuda_on_host"
+COMPILER = os.environ.get("CXX", "g++")
+FLAGS = [
+    *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    *("-ftrivial-auto-var-init=pattern", "-fno-omit-frame-pointer"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    *(f"-I{HERE}", f"-I{CSRC}", f"-isystem{pybind11.get_include()}"),
+    f"-isystem{sysconfig.get_paths()['include']}",
+]
+FAST = ["-O3", "-fno-sanitize=address,undefined"]  # the machine itself is not under test
+NEEDS = "it needs g++ with its sanitizers, on x86-64 Linux"
+
+
+def missing() -> str | None:
+    """Why nothing can be built here, or None."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64" or not shutil.which(COMPILER):
+        return NEEDS
+    return None if Path(_library("libasan.so")).is_absolute() else NEEDS
+
+
+def build(folder: Path, sources: list[Path], name: str = MODULE) -> Path:
+    """A Python module of `sources` and the machine, in `folder`; unchanged parts are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = b"".join(p.read_bytes() for d in (HERE, CSRC) for p in sorted(d.glob("*.*h")))
+
+    def compiled(source: Path) -> Path:
+        flags = FLAGS + (FAST if source.name == "machine.cpp" else [])
+        text = headers + source.read_bytes() + repr((COMPILER, flags)).encode()
+        out = folder / f"{source.stem}-{hashlib.sha256(text).hexdigest()[:16]}.o"
+        if not out.exists():
+            fresh = out.with_suffix(f".{os.getpid()}")
+            _run([COMPILER, "-x", "c++", "-c", str(source), *flags, "-o", str(fresh)])
+            fresh.replace(out)
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, [*sources, HERE / "machine.cpp"]))
+    key = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
+    module = folder / key / (name + sysconfig.get_config_var("EXT_SUFFIX"))
+    if not module.exists():
+        module.parent.mkdir(exist_ok=True)
+        fresh = module.with_suffix(f".{os.getpid()}")
+        link = ["-shared", "-fsanitize=address,undefined", *map(str, objects)]
+        _run([COMPILER, *link, "-o", str(fresh)])
+        fresh.replace(module)
+    return module
+
+
+def environment() -> dict[str, str]:
+    """What a process must have in its environment to import such a module."""
+    return {
+        **os.environ,
+        "LD_PRELOAD": f"{_library('libasan.so')} {_library('libstdc++.so')}",
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _library(name: str) -> str:
+    found = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
