@@ -1,161 +1,274 @@
-"""`python -m stf_kernels.golden`: fixed inputs, and whether their targets have the recorded bits.
+"""`python -m stf_kernels.golden`: do the golden targets have the recorded bits, however computed?
 
-The inputs come from integer arithmetic alone, so that they are the same on every machine.
+Every backend and device that runs here, every instruction set of the C++ code, several numbers of
+threads and processes, references in memory and in a file, and the least workspace there is.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import multiprocessing
+import os
+import re
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
 
-import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .backends import BACKENDS
-from .parameterization import EDM, Parameterization, Velocity
+from .extension import extension
+from .golden_inputs import CASES, RECORDED, Problem, digest
 from .references import References
-from .target import stable_target, stable_target_with_stats
+from .target import WORKSPACE
 
-SIGMAS = (0.002, 0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 3.0, 10.0, 25.0, 50.0, 80.0)
-
-
-def random_bits(count: int, seed: int) -> np.ndarray:
-    """uint64 [count]: SplitMix64 (Steele, Lea, Flood 2014) at consecutive states."""
-    z = np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed << 32)
-    z *= np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+PROCESSES = (1, 2, 3, 4)
+PATIENCE = timedelta(minutes=5)
 
 
-def images(n: int, dim: int, seed: int) -> Tensor:
-    """uint8 [n, dim]: every one of 17 images many times over, a few of its bytes changed."""
-    base = random_bits(17 * dim, seed).reshape(17, dim) & np.uint64(255)
-    change = random_bits(n * dim, seed + 1).reshape(n, dim)
-    step = (change & np.uint64(7)).astype(np.int64) - 4
-    changed = (change >> np.uint64(8)) % np.uint64(11) == 0
-    byte = base[np.arange(n) % 17].astype(np.int64) + np.where(changed, step, 0)
-    return torch.from_numpy(np.clip(byte, 0, 255).astype(np.uint8))
+@dataclass(frozen=True)
+class Way:
+    """One way to compute the targets; none may change a bit."""
+
+    device: str
+    backend: str
+    code: str = ""  # of the backend cpu: the instruction set of its C++
+    threads: int = 1
+    references: str = "resident"  # or in a "file", or in "host" memory for a GPU
+    workspace: str = "default"  # or the "least" that a call accepts: a block of references a chunk
+    processes: int = 0  # that share the references by torch.distributed; 0 is a plain call
 
 
-def noise(rows: int, dim: int, seed: int) -> Tensor:
-    """float64 [rows, dim]: twelve 16-bit uniform numbers added up, variance 1, exact."""
-    words = random_bits(rows * dim * 3, seed).reshape(3, rows, dim)
-    shifts = [np.uint64(s) for s in (0, 16, 32, 48)]
-    total = sum(((words >> s) & np.uint64(0xFFFF)).sum(0).astype(np.int64) for s in shifts)
-    return torch.from_numpy((total - 12 * 32768) * 2.0**-16 + 6 * 2.0**-16)
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one way."""
+
+    way: Way
+    digests: dict[str, str]  # of each case
+    failure: str = ""  # why there are none
+
+    @property
+    def different(self) -> list[str]:
+        """The cases whose bits are not the recorded ones."""
+        return [case for case, found in self.digests.items() if found != RECORDED[case]]
+
+    @property
+    def verdict(self) -> str:
+        if self.failure:
+            return f"FAILED: {self.failure}"
+        return f"DIFFERENT: {', '.join(self.different)}" if self.different else "equal"
 
 
-def samples(u: Tensor, rows: int, seed: int, alpha: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-    """x = alpha y + sigma eps in float64 [rows, dim], and sigma [rows]."""
-    sigma = torch.tensor(SIGMAS, dtype=torch.float64).repeat(-(-rows // len(SIGMAS)))[:rows]
-    y = u[(torch.arange(rows) * 29) % len(u)].double() / 127.5 - 1
-    return alpha * y + sigma[:, None] * noise(rows, u.shape[1], seed), sigma
+def fingerprint(digests: dict[str, str]) -> str:
+    """One sha256 of all cases: that of their hashes as text, a line each, in the order of CASES."""
+    return hashlib.sha256("".join(f"{digests[case]}\n" for case in CASES).encode()).hexdigest()
 
 
-def _levels(backend: str, device: str, precision: str, n: int, dim: int) -> Tensor:
-    u = images(n, dim, 1)
-    x, sigma = samples(u, 24, 2)
-    refs = References(u.to(device), value_range=(-1, 1))
-    x, sigma = x.float().to(device), sigma.to(device)
-    return stable_target(x, refs, sigma, precision=precision, backend=backend)
-
-
-def _conditions(backend: str, device: str) -> Tensor:
-    u = images(500, 96, 3)
-    alpha = torch.linspace(0.0, 1.0, 24, dtype=torch.float64)[:, None]
-    x, sigma = samples(u, 24, 4, alpha)
-    weight = torch.where(torch.arange(500) % 7 == 0, -torch.inf, (torch.arange(500) % 5) / 4)
-    refs = References(
-        u.to(device),
-        value_range=(0, 1),
-        labels=torch.arange(500) % 3,
-        log_weight=weight.double(),
-    )
-    return stable_target(
-        x.float().to(device),
-        refs,
-        sigma.to(device),
-        alpha=alpha[:, 0].to(device),
-        target="v",
-        labels=(torch.arange(24) % 4 - 1).to(device),
-        backend=backend,
-    )
-
-
-def _floats(
-    backend: str, device: str, dtype: torch.dtype, limbs: int | None, target: Parameterization
-) -> Tensor:
-    u = images(300, 130, 5)
-    x, sigma = samples(u, 24, 6)
-    y = ((u.double() - 100) / 90).to(dtype).to(device)
-    x = x if dtype == torch.float64 else x.float()
-    refs = References(y, limbs=limbs)
-    return stable_target(x.to(device), refs, sigma.to(device), target=target, backend=backend)
-
-
-def _statistics(backend: str, device: str) -> Tensor:
-    u = images(700, 64, 7)
-    x, sigma = samples(u, 24, 8)
-    refs = References(u.to(device), value_range=(-1, 1))
-    _, stats = stable_target_with_stats(
-        x.float().to(device), refs, sigma.to(device), backend=backend
-    )
-    free_of_logarithms = (stats.ess, stats.max_weight, stats.second_moment, stats.lost_mass)
-    return torch.stack([stats.argmax.double(), *free_of_logarithms])
-
-
-# Called with a backend's name and a device. "dense" has rows of more than 1024 survivors.
-CASES: dict[str, Callable[[str, str], Tensor]] = {
-    "levels exact": lambda b, d: _levels(b, d, "exact", 600, 192),
-    "levels fast": lambda b, d: _levels(b, d, "fast", 600, 192),
-    "dense exact": lambda b, d: _levels(b, d, "exact", 1500, 61),
-    "dense fast": lambda b, d: _levels(b, d, "fast", 1500, 61),
-    "conditions": _conditions,
-    "float32": lambda b, d: _floats(b, d, torch.float32, None, "denoised"),
-    "float64": lambda b, d: _floats(b, d, torch.float64, None, Velocity(1.0, -1.0)),
-    "float16 three limbs": lambda b, d: _floats(b, d, torch.float16, 3, "epsilon"),
-    "bfloat16 two limbs": lambda b, d: _floats(b, d, torch.bfloat16, 2, EDM(0.5)),
-    "statistics": _statistics,
-}
-
-RECORDED = {
-    "levels exact": "880e960d330dd826c9fcb7dd95cf8d1f71e43ea8a78b0f1654b8b76d22e8fe5c",
-    "levels fast": "20002eaf7be79934357bf42e63d5765ce1ddc539ba1425d63a1f97d94e7e366d",
-    "dense exact": "c37cb9e37040591202626977349a048371e91bc360bb77c20a9755c8e0fbc6dc",
-    "dense fast": "fcc0ae6db52f6af2655980d7b113a34ca9e01407b4436ee0e9bb73c5cd6ccc42",
-    "conditions": "5ae4038839cbbb7732e5fea8454aa444035101f2f75a15852f2244919cb8fb94",
-    "float32": "38687288bce7d9bbc3909e244a7878d94b8fcc9969fa37dd8b42e367b0e7efb8",
-    "float64": "532275a57e552ab47a0ec5886bc2c54060669911067e3ff616ff744d936eb2f5",
-    "float16 three limbs": "5810ccb716f1be0836416ad2935643eaa6b9ba562556f6f3f5891d3c32cad68f",
-    "bfloat16 two limbs": "2a521435937bc2cbc9f30ea1f9eab5b1c87bdc7e9fc8f403dc8ec8c2089101db",
-    "statistics": "ef06ff21f17a1aeb4d1e7fa6abf72208ecabf6b33d6b30fd9d25bbb50e2c86c6",
-}
-
-
-def digest(tensor: Tensor) -> str:
-    """sha256 of the tensor's bytes, little-endian, row by row."""
-    data = tensor.detach().cpu().contiguous().numpy()
-    return hashlib.sha256(data.astype(data.dtype.newbyteorder("<")).tobytes()).hexdigest()
-
-
-def main() -> int:
-    devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    different = 0
-    for device in devices:
+def absent() -> dict[str, str]:
+    """What does not run here, and why."""
+    reasons = {}
+    if not torch.cuda.is_available():
+        reasons["cuda"] = "torch sees no CUDA device"
+    for device in _devices():
         for name, backend in BACKENDS.items():
             reason = backend.unavailable(torch.device(device))
             if reason is not None:
-                print(f"{device} {name}: not run, {reason}")
+                reasons[f"{device} {name}"] = reason
+    if not _has_gloo():
+        reasons["processes"] = "this PyTorch is built without Gloo"
+    return reasons
+
+
+def ways() -> Iterator[Way]:
+    """All ways of this machine."""
+    skipped = absent()
+    for device in _devices():
+        for name in BACKENDS:
+            if f"{device} {name}" in skipped:
                 continue
-            for case, compute in CASES.items():
-                found = digest(compute(name, device))
-                same = found == RECORDED[case]
-                different += not same
-                print(f"{device} {name}: {case:20} {found} {'as recorded' if same else 'DIFFERS'}")
-    return 1 if different else 0
+            if device == "cpu" and name == "triton":
+                yield Way(device, name)  # interpreted, slowly
+                continue
+            codes = extension().isas() if name == "cpu" else [""]  # the best one first
+            plain = Way(device, name, codes[0])
+            for code in codes:
+                yield from (replace(plain, code=code, threads=count) for count in _threads(device))
+            yield replace(plain, workspace="least")
+            for where in ("file",) if device == "cpu" else ("host", "file"):
+                yield replace(plain, references=where)
+                yield replace(plain, references=where, workspace="least")
+            if device == "cpu" and _has_gloo():
+                yield from (replace(plain, processes=count) for count in PROCESSES)
+
+
+def check(chosen: Iterable[Way]) -> Iterator[Outcome]:
+    """The outcomes of the ways, those of several processes last."""
+    shared = []
+    for way in chosen:
+        if way.processes:
+            shared.append(way)
+            continue
+        yield _attempt(way, partial(_hashes, way))
+    if shared:
+        yield from _shared(shared)
+
+
+def table(outcomes: Iterable[Outcome]) -> list[str]:
+    """A line for each outcome, under one of names."""
+    names = [field.name for field in fields(Way)]
+    lines = [[*names, "sha256 of all targets", "is"]]
+    for outcome in outcomes:
+        found = "" if outcome.failure else fingerprint(outcome.digests)
+        lines.append([*(str(v or "-") for v in asdict(outcome.way).values()), found])
+        lines[-1].append(outcome.verdict)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+
+def _devices() -> list[str]:
+    return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+
+
+def _has_gloo() -> bool:
+    return dist.is_available() and dist.is_gloo_available()
+
+
+def _threads(device: str) -> list[int]:
+    return sorted({1, 2, os.cpu_count() or 1}) if device == "cpu" else [1]
+
+
+def _attempt(way: Way, hashes: Callable[[], dict[str, str]]) -> Outcome:
+    try:
+        with _set_to(way):
+            return Outcome(way, hashes())
+    except Exception as error:
+        return Outcome(way, {}, f"{type(error).__name__}: {error}")
+
+
+def _hashes(way: Way) -> dict[str, str]:
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for case, build in CASES.items():
+            problem = build(way.device)
+            refs = _placed(problem.refs, way.references, Path(folder, case))
+            problem = problem._replace(refs=refs)
+            workspace = WORKSPACE if way.workspace == "default" else _least(problem, way.backend)
+            found[case] = digest(problem.compute(backend=way.backend, workspace=workspace))
+            del problem, refs  # which hold the file
+    return found
+
+
+@contextmanager
+def _set_to(way: Way) -> Iterator[None]:
+    """The number of threads and the instruction set of a way, for a while."""
+    threads, compiled = torch.get_num_threads(), extension()
+    code = compiled.isa() if way.code else ""
+    try:
+        torch.set_num_threads(way.threads)
+        if way.code:
+            compiled.use_isa(way.code)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if way.code:
+            compiled.use_isa(code)
+
+
+def _placed(refs: References, where: str, path: Path) -> References:
+    if where == "resident":
+        return refs
+    if where == "host":
+        return refs.offload()
+    refs.save(path)
+    return References.from_file(path, device=refs.device)
+
+
+def _least(problem: Problem, backend: str) -> int:
+    """The smallest workspace that a call accepts, by its own word."""
+    try:
+        problem.compute(backend=backend, workspace=1)
+    except ValueError as error:
+        found = re.search(r"workspace must be at least (\d+) bytes", str(error))
+        if found is None:
+            raise
+        return int(found[1])
+    return 1
+
+
+def _shared(chosen: list[Way]) -> Iterator[Outcome]:
+    """Ways of several processes, in processes that are started once for all."""
+    count = max(way.processes for way in chosen)
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(count, context) as pool:
+        work = [pool.submit(_process, rank, count, chosen, folder) for rank in range(count)]
+        try:
+            found, *_ = [future.result() for future in work]
+        except Exception as error:
+            found = [Outcome(way, {}, f"{type(error).__name__}: {error}") for way in chosen]
+    yield from found
+
+
+def _process(rank: int, count: int, chosen: list[Way], folder: str) -> list[Outcome]:
+    """One of the processes; the first one returns the outcomes."""
+    store = Path(folder, "store").as_uri()
+    dist.init_process_group("gloo", store, rank=rank, world_size=count, timeout=PATIENCE)
+    try:
+        outcomes = []
+        for way in chosen:
+            group = dist.new_group(range(way.processes), timeout=PATIENCE)
+            if rank < way.processes:
+                outcomes.append(_attempt(way, partial(_hashes_of_all, way, group)))
+            dist.barrier()
+        return outcomes
+    finally:
+        dist.destroy_process_group()
+
+
+def _hashes_of_all(way: Way, group: dist.ProcessGroup) -> dict[str, str]:
+    """The hashes of what each process computes of the rows that are its own, with its shard."""
+    found = {}
+    for case, build in CASES.items():
+        problem = build(way.device)
+        rank, rows = dist.get_rank(group), len(problem.x)
+        mine = slice(rows * rank // way.processes, rows * (rank + 1) // way.processes)
+        sharded = problem._replace(refs=problem.refs.shard(group))
+        parts: list[Tensor] = [torch.empty(0)] * way.processes
+        dist.all_gather_object(
+            parts, sharded.compute(mine, backend=way.backend, group=group), group
+        )
+        found[case] = digest(problem.join(parts))
+    return found
+
+
+def main() -> int:
+    """The command; its exit status is 1 where a bit is not as recorded."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stf_kernels.golden",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cases", action="store_true", help="print the hash of every case")
+    options = parser.parse_args()
+    outcomes = []
+    for outcome in check(ways()):
+        outcomes.append(outcome)
+        for case, found in outcome.digests.items():
+            if options.cases or found != RECORDED[case]:
+                verdict = "equal" if found == RECORDED[case] else "DIFFERENT"
+                print(f"{outcome.way.device} {outcome.way.backend} {case:20} {found} {verdict}")
+    print("\n".join(table(outcomes)))
+    for name, reason in absent().items():
+        print(f"not run: {name}: {reason}")
+    return int(any(outcome.verdict != "equal" for outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ NO_GPU = (
     else "torch sees no CUDA device"
 )
 needs_gpu = pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
-INTERPRETED, INTERPRETED_TESTS = "tests/triton_interpreted.py", 159
+INTERPRETED, INTERPRETED_TESTS = "tests/triton_interpreted.py", 160
 
 
 def run(code: str, **environment: str) -> str:
@@ -117,7 +117,8 @@ def test_tiles_go_by_architecture_and_size():
 @needs_gpu
 @pytest.mark.parametrize("case", golden.CASES)
 def test_golden_hashes_on_a_gpu(case):
-    assert golden.digest(golden.CASES[case]("triton", "cuda")) == golden.RECORDED[case]
+    target = golden.CASES[case]("cuda").compute(backend="triton")
+    assert golden.digest(target) == golden.RECORDED[case]
 
 
 @needs_gpu
