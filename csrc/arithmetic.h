@@ -6,6 +6,8 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #define STF_HD __host__ __device__ __forceinline__
@@ -19,6 +21,13 @@ namespace {
 constexpr int kBlock = 128;         // references that share an anchor
 constexpr double kExp2Floor = -63;  // below this a weight is zero in every precision
 constexpr double kMagic = 0x1.8p52;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+STF_HD constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The smallest multiple of kBlock that is not below `size`.
+STF_HD constexpr int64_t padded(int64_t size) { return ceil_div(size, kBlock) * kBlock; }
 
 template <class To, class From>
 STF_HD To bits(From from) {
@@ -86,8 +95,18 @@ STF_HD double limit(int limbs) {
   return out;
 }
 
-// The smallest e >= -1022 with largest <= 2^e limit(limbs), for finite largest > 0.
+template <class T>
+using Word = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+
+// |x| as a word: ordered like the magnitudes, infinity above them, NaN on top.
+template <class T>
+STF_HD Word<T> magnitude_word(T x) {
+  return bits<Word<T>>(x) & (~Word<T>{0} >> 1);
+}
+
+// The smallest e >= -1022 with largest <= 2^e limit(limbs); 0 if largest is 0 or not finite.
 STF_HD int fixed_point_exponent(double largest, int limbs) {
+  if (!(largest > 0 && largest < kInfinity)) return 0;
   const double scaled = largest < 0x1p-1000 ? largest * 0x1p64 : largest;  // no subnormals
   const int shift = largest < 0x1p-1000 ? 64 : 0;
   const int64_t word = bits<int64_t>(scaled);
@@ -96,6 +115,38 @@ STF_HD int fixed_point_exponent(double largest, int limbs) {
   const int digits = 8 * limbs - 1;
   const int e = exponent - digits + (mantissa * power_of_two(digits) > limit(limbs));
   return e < -1022 ? -1022 : e;
+}
+
+// Sums over a reference's values v = 2^16 high + low, of two limbs each.
+struct HalfSums {
+  int64_t low, low_low, high, high_low, high_high;
+
+  STF_HD void add(int32_t l, int32_t h) {
+    low += l;
+    low_low += l * l;
+    high += h;
+    high_low += h * l;
+    high_high += h * h;
+  }
+};
+
+// sum v^2 + twice_offset sum v of a reference of `Limbs` limbs.
+template <int Limbs>
+STF_HD double norm(const HalfSums& sums, double twice_offset) {
+  double square = static_cast<double>(sums.low_low), sum = static_cast<double>(sums.low);
+  if (Limbs > 2) {
+    const double upper = static_cast<double>(sums.high_high) * 0x1p32;
+    square = (upper + static_cast<double>(sums.high_low) * 0x1p17) + square;
+    sum = static_cast<double>(sums.high) * 0x1p16 + sum;
+  }
+  return square + twice_offset * sum;
+}
+
+// What a reference of weight P = rint(p lim) and logit e adds to the statistics' sums.
+STF_HD int64_t square_term(double weight) { return round_to_int(weight * weight * 0x1p-24); }
+STF_HD int64_t bits_term(double weight, double e) { return round_to_int(weight * -e * 0x1p10); }
+STF_HD int64_t lost_term(double weight, double p) {
+  return weight == 0 ? round_to_int(p * 0x1p62) : 0;
 }
 
 }  // namespace

@@ -2,18 +2,12 @@
 // STF_ISA, the namespace of one instruction set: each source is compiled once for every one of
 // them.
 #pragma once
-#include <limits>
-
 #include "arithmetic.h"
 #include "cpu_stages.h"
 
 namespace stf {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The exact sum over the digits of one row, at column c: least significant digit first.

@@ -1,5 +1,3 @@
-#include <type_traits>
-
 #include "cpu_common.h"
 #include "parallel.h"
 
@@ -11,15 +9,10 @@ constexpr int64_t kTile = 512;  // values summed at a time, in the first-level c
 // ---- quantize
 
 template <class T>
-using Word = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
-
-// max |x| of a row through the ordering of its bits, in which infinity and NaN are largest.
-template <class T>
 double largest_magnitude(const T* x, int64_t dim) {
-  constexpr Word<T> without_sign = ~Word<T>{0} >> 1;
   Word<T> largest = 0;
   for (int64_t j = 0; j < dim; ++j) {
-    const Word<T> magnitude = bits<Word<T>>(x[j]) & without_sign;
+    const Word<T> magnitude = magnitude_word(x[j]);
     largest = magnitude > largest ? magnitude : largest;
   }
   return bits<T>(largest);
@@ -46,10 +39,7 @@ void quantize_rows(const T* x, int64_t rows, int64_t dim, int limbs, int8_t* dig
     int8_t* out = digits + i * row_stride;
     const double largest = exponent ? 0 : largest_magnitude(row, dim);
     const bool finite = largest < kInfinity;
-    const int64_t e = exponent         ? *exponent
-                      : !(largest > 0) ? 0
-                      : finite         ? fixed_point_exponent(largest, limbs)
-                                       : 0;
+    const int64_t e = exponent ? *exponent : fixed_point_exponent(largest, limbs);
     if (step) step[i] = finite ? power_of_two(e) : kNaN;
     if (!finite) {
       for (int l = 0; l < limbs; ++l) memset(out + l * limb_stride, 0, dim);
@@ -74,25 +64,15 @@ void quantize(const void* x, bool wide, int64_t rows, int64_t dim, int limbs, in
 
 template <int R>
 double norm_of_row(const int8_t* digits, int64_t stride, int64_t dim, double twice_offset) {
-  int64_t low_sum = 0, low_low = 0, high_sum = 0, high_low = 0, high_high = 0;
+  HalfSums sums{};
   for (int64_t j = 0; j < dim; ++j) {
-    int64_t low = digits[j], high = 0;
+    int32_t low = digits[j], high = 0;
     if constexpr (R > 1) low += 256 * digits[stride + j];
     if constexpr (R > 2) high += digits[2 * stride + j];
     if constexpr (R > 3) high += 256 * digits[3 * stride + j];
-    low_sum += low;
-    low_low += low * low;
-    high_sum += high;
-    high_low += high * low;
-    high_high += high * high;
+    sums.add(low, high);
   }
-  double square = static_cast<double>(low_low), sum = static_cast<double>(low_sum);
-  if constexpr (R > 2) {
-    const double upper = static_cast<double>(high_high) * 0x1p32;
-    square = (upper + static_cast<double>(high_low) * 0x1p17) + square;
-    sum = static_cast<double>(high_sum) * 0x1p16 + sum;
-  }
-  return square + twice_offset * sum;
+  return norm<R>(sums, twice_offset);
 }
 
 void norms(const int8_t* values, int64_t limbs, int64_t count, int64_t dim, double twice_offset,
@@ -153,9 +133,9 @@ void add_statistics(const double* e, const double* p, const double* weight, int6
                     int64_t i, Statistics statistics) {
   int64_t square = 0, bits = 0, lost = 0;
   for (int k = 0; k < kBlock; ++k) {
-    square += round_to_int(weight[k] * weight[k] * 0x1p-24);
-    bits += round_to_int(weight[k] * -e[k] * 0x1p10);
-    lost += weight[k] == 0 ? round_to_int(p[k] * 0x1p62) : 0;
+    square += square_term(weight[k]);
+    bits += bits_term(weight[k], e[k]);
+    lost += lost_term(weight[k], p[k]);
   }
   statistics.square[i] += square;
   statistics.bits[i] += bits;
