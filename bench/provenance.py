@@ -46,6 +46,7 @@ def provenance(device: torch.device, command: str, commit: str | None = None) ->
             "capability": f"{about.major}.{about.minor}",
             "memory_bytes": about.total_memory,
             "cuda": torch.version.cuda,
+            "driver": _driver(),
         }
     return {
         "gpu": gpu,
@@ -124,9 +125,19 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _driver() -> str | None:
+    found = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return found.splitlines()[0] if found else None
+
+
 def _git(*words: str) -> str | None:
+    return _output("git", *words)
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints, None where it fails."""
     try:
-        done = subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -122,16 +122,26 @@ def check(chosen: Iterable[Way]) -> Iterator[Outcome]:
         yield from _shared(shared)
 
 
-def table(outcomes: Iterable[Outcome]) -> list[str]:
-    """A line for each outcome, under one of names."""
+def report(outcomes: Iterable[Outcome], every_case: bool = False) -> list[str]:
+    """Lines to print: the cases that differ, or every case; the ways; and what did not run."""
     names = [field.name for field in fields(Way)]
-    lines = [[*names, "sha256 of all targets", "is"]]
+    cases, table = [], [[*names, "sha256 of all targets", "is"]]
     for outcome in outcomes:
-        found = "" if outcome.failure else fingerprint(outcome.digests)
-        lines.append([*(str(v or "-") for v in asdict(outcome.way).values()), found])
-        lines[-1].append(outcome.verdict)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        way = [str(value or "-") for value in asdict(outcome.way).values()]
+        for case, found in outcome.digests.items():
+            if every_case or case in outcome.different:
+                verdict = "DIFFERENT" if case in outcome.different else "equal"
+                cases.append(f"{' '.join(way)}: {case:20} {found} {verdict}")
+        found = "-" if outcome.failure else fingerprint(outcome.digests)
+        table.append([*way, found, outcome.verdict])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+    return [*cases, *lines, *(f"not run: {name}: {why}" for name, why in absent().items())]
+
+
+def status(outcomes: Iterable[Outcome]) -> int:
+    """The exit status: 1 where a bit is not as recorded, or was not computed."""
+    return int(any(outcome.verdict != "equal" for outcome in outcomes))
 
 
 def _devices() -> list[str]:
@@ -258,17 +268,9 @@ def main() -> int:
     )
     parser.add_argument("--cases", action="store_true", help="print the hash of every case")
     options = parser.parse_args()
-    outcomes = []
-    for outcome in check(ways()):
-        outcomes.append(outcome)
-        for case, found in outcome.digests.items():
-            if options.cases or found != RECORDED[case]:
-                verdict = "equal" if found == RECORDED[case] else "DIFFERENT"
-                print(f"{outcome.way.device} {outcome.way.backend} {case:20} {found} {verdict}")
-    print("\n".join(table(outcomes)))
-    for name, reason in absent().items():
-        print(f"not run: {name}: {reason}")
-    return int(any(outcome.verdict != "equal" for outcome in outcomes))
+    outcomes = list(check(ways()))
+    print("\n".join(report(outcomes, options.cases)))
+    return status(outcomes)
 
 
 if __name__ == "__main__":

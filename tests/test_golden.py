@@ -85,7 +85,7 @@ def test_a_different_bit_is_named_and_exit_status_1(one_case, monkeypatch, capsy
     monkeypatch.setattr(golden.Problem, "compute", one_bit_off)
     status, lines = run(monkeypatch, capsys, Way("cpu", "torch"))
     assert status == 1
-    assert lines[0].startswith(f"cpu torch {ONE_CASE}")
+    assert lines[0].startswith(f"cpu torch - 1 resident default -: {ONE_CASE}")
     assert lines[0].endswith("DIFFERENT")
     assert any(line.endswith(f"DIFFERENT: {ONE_CASE}") for line in lines[1:])
 
