@@ -1,0 +1,191 @@
+// The part of a product's tile that lies in one thread, and what is made of it.
+//
+// A tile is rows of the wide operand (references in stage 2, values in stage 4) by samples. Its
+// sums over int8 digits come in mma's order: a warp holds blocks of 16 rows by 8 samples, of which
+// lane 4 r + c has rows r and r + 8 at samples 2 c and 2 c + 1. All digits of an element lie in one
+// thread.
+#pragma once
+#include <limits>
+
+#include "arithmetic.h"
+#include "cuda_device.cuh"
+#include "logit_call.h"
+
+namespace stf::cuda {
+
+constexpr int kTileRows = kBlock;  // so that a tile's maxima are the anchors of its references
+constexpr int kSafeTerms = 131071 / 128 * 128;  // of an int32 sum, in whole steps of any tile
+constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+
+template <int L, int MT, int NT>  // digits; blocks of rows and of samples
+struct Fragment {
+  int32_t sums[L][MT][NT][4];
+
+  STF_DEVICE void clear() {
+#pragma unroll
+    for (int l = 0; l < L; ++l)
+#pragma unroll
+      for (int m = 0; m < MT; ++m)
+#pragma unroll
+        for (int j = 0; j < NT; ++j)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[l][m][j][i] = 0;
+  }
+
+  STF_DEVICE int64_t total(int m, int j, int i) const {
+    int64_t total = sums[L - 1][m][j][i];
+#pragma unroll
+    for (int l = L - 2; l >= 0; --l) total = total * 256 + sums[l][m][j][i];
+    return total;
+  }
+};
+
+// An element of each sum of a fragment.
+template <class T, int MT, int NT>
+struct Elements {
+  T of[MT][NT][4];
+};
+
+struct Corner {  // the place of a thread's first element in its tile
+  int row, sample;
+
+  // For the warp whose blocks start at this row and sample.
+  STF_DEVICE Corner(int warp_row, int warp_sample)
+      : row(warp_row + static_cast<int>(lane_id()) / 4),
+        sample(warp_sample + static_cast<int>(lane_id()) % 4 * 2) {}
+};
+
+// f(m, j, i, row, sample) for each element of a thread, samples slowest.
+template <int MT, int NT, class F>
+STF_DEVICE void for_each_element(Corner corner, const F& f) {
+#pragma unroll
+  for (int j = 0; j < NT; ++j)
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+#pragma unroll
+      for (int m = 0; m < MT; ++m)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          f(m, j, 2 * h + e, corner.row + 16 * m + 8 * h, corner.sample + 8 * j + e);
+}
+
+struct LogitTile {
+  LogitCall call;
+  int64_t samples;       // B
+  int64_t first_sample;  // of the tile
+  int64_t block;         // of 128 references: the tile's
+};
+
+// The larger of two, NaN if one is.
+STF_DEVICE double larger(double a, double b) { return a != a || a > b ? a : b; }
+
+// Stage 2 from the exact products on.
+// Input    dot: this thread's elements of the tile
+// Output   dot: their logits; -inf for what is beyond the references
+template <int MT, int NT>
+STF_DEVICE void make_logits(Elements<double, MT, NT>& dot, Corner corner, const LogitTile& tile) {
+  const LogitRows of = tile.call.samples;
+  const LogitColumns refs = tile.call.refs;
+  const int64_t n = tile.call.out.n;
+  const auto each = [&](const auto& change) {
+    for_each_element<MT, NT>(corner, [&](int m, int j, int i, int row, int sample) {
+      const int64_t s = tile.first_sample + sample, k = tile.block * kBlock + row;
+      double& l = dot.of[m][j][i];
+      l = change(l, s < tile.samples ? s : tile.samples - 1, k < n ? k : n - 1);
+    });
+  };
+  each([&](double dot, int64_t s, int64_t k) {
+    return of.slope[s] * dot - of.curvature[s] * refs.norms[k];
+  });
+  if (of.offset)
+    each([&](double l, int64_t s, int64_t) {
+      const double u = of.offset[s] - l;
+      return -of.exponent[s] * log2_1p(u < 0 ? 0.0 : u);
+    });
+  if (refs.bias) each([&](double l, int64_t, int64_t k) { return l + refs.bias[k]; });
+  if (of.labels)
+    each([&](double l, int64_t s, int64_t k) {
+      return of.labels[s] == -1 || of.labels[s] == refs.labels[k] ? l : kMinusInfinity;
+    });
+  for_each_element<MT, NT>(corner, [&](int m, int j, int i, int row, int) {
+    if (tile.block * kBlock + row >= n) dot.of[m][j][i] = kMinusInfinity;
+  });
+}
+
+// The end of stage 2.
+// Input    logits: this thread's elements of the tile
+// Output   relative, for the padding beyond n too; anchors
+// Math     m = max of l over the tile's references, NaN if one is; r = float(l - m), l for m = -inf
+// Presumes every thread with a part of the tile is here, and sync() is a barrier for them; a warp
+//          has 16 MT rows; nobody still reads `maxima`, which they share
+// Tiles    a sample's maximum goes by shuffles over the rows of a warp, by `maxima` over the warps
+template <int MT, int NT, int Samples, class Sync>
+STF_DEVICE void write_logits(const Elements<double, MT, NT>& logits, Corner corner,
+                             const LogitTile& tile,
+                             double (&maxima)[kTileRows / (16 * MT)][Samples], const Sync& sync) {
+  const auto on_samples = [&](const auto& f) {
+#pragma unroll
+    for (int j = 0; j < NT; ++j)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) f(j, e, corner.sample + 8 * j + e);
+  };
+  on_samples([&](int j, int e, int sample) {
+    double largest = kMinusInfinity;
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+      largest = larger(largest, larger(logits.of[m][j][e], logits.of[m][j][2 + e]));
+#pragma unroll
+    for (int lanes = 4; lanes < 32; lanes *= 2)  // those with the same samples
+      largest = larger(largest, __shfl_xor_sync(kAllLanes, largest, lanes));
+    if (lane_id() < 4) maxima[corner.row / (16 * MT)][sample] = largest;
+  });
+  sync();
+
+  const int64_t n = tile.call.out.n, blocks = ceil_div(n, kBlock);
+  on_samples([&](int j, int e, int sample) {
+    const int64_t s = tile.first_sample + sample;
+    if (s >= tile.samples) return;
+    double anchor = maxima[0][sample];
+#pragma unroll
+    for (int warp = 1; warp < kTileRows / (16 * MT); ++warp)
+      anchor = larger(anchor, maxima[warp][sample]);
+    if (corner.row == 0) tile.call.out.anchors[s * blocks + tile.block] = anchor;
+    const double anchored = anchor == kMinusInfinity ? 0 : anchor;  // -inf - 0, not -inf - -inf
+    float* relative = tile.call.out.relative + (s * blocks + tile.block) * kBlock + corner.row;
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        relative[16 * m + 8 * h] = static_cast<float>(logits.of[m][j][2 * h + e] - anchored);
+  });
+}
+
+struct NumTile {
+  int64_t* num;         // [B, R, d]
+  const int32_t* rows;  // of the slots: the tile's first and those after it
+  int slots;            // that there are, from the tile's first on
+  int64_t limbs;        // R
+  int64_t limb;         // the tile's
+  int64_t values;       // d
+  int64_t first_value;  // of the tile
+  bool add;             // to what other parts of the sum bring
+};
+
+// The end of stage 4.
+// Input    sums: this thread's elements of the tile
+// Output   num, stored or added to
+template <int L, int MT, int NT>
+STF_DEVICE void write_num(const Fragment<L, MT, NT>& sums, Corner corner, const NumTile& tile) {
+  for_each_element<MT, NT>(corner, [&](int m, int j, int i, int row, int sample) {
+    const int64_t value = tile.first_value + row;
+    if (sample >= tile.slots || value >= tile.values) return;
+    int64_t& num = tile.num[(tile.rows[sample] * tile.limbs + tile.limb) * tile.values + value];
+    const int64_t total = sums.total(m, j, i);
+    if (tile.add)
+      atomic_add(&num, total);
+    else
+      num = total;
+  });
+}
+
+}  // namespace stf::cuda
