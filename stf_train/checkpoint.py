@@ -14,7 +14,7 @@ from torch import Tensor
 from stf_train.config import Config
 from stf_train.loop import State
 
-FORMAT = "stf_train 2"
+FORMAT = "stf_train 3"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields
 
+from stf_train.data import Facts
 from stf_train.sampling import Sampling
 
 # Of the digits, higher and narrower than EDM's -1.2 and 1.2: they have a sigma_data of .85 where
@@ -25,11 +26,12 @@ class Config:
     size: int | None  # of the images, None as they are
     range: tuple[float, float]  # values of the lowest and the highest byte
     xflip: bool
+    cache: bool  # whether the samples are read into memory, or stay in their file
     cond: bool
     label_dropout: float | None
     # Target
-    target: str  # "stf" or "dsm"
-    references: int | str  # n or "all"; dsm makes no use of it
+    target: str  # "stf", "dsm" or "class"
+    references: int | str  # n or "all", which stf alone makes use of
     # Process
     process: str
     output: str | None
@@ -74,6 +76,7 @@ class Config:
     snap: int | None  # ticks between pictures
     tensorboard: bool
     sampling: Sampling
+    facts: Facts | None = None  # about the data, without mirror images; None if not looked at yet
 
     @property
     def steps(self) -> int:
@@ -101,6 +104,8 @@ class Config:
             wrong = ", ".join(sorted(values.keys() ^ expected))
             raise ValueError(f"config must hold the options of this version, differs in {wrong}")
         plain = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        sampling = plain.pop("sampling")
+        sampling, facts = plain.pop("sampling"), plain.pop("facts")
         assert isinstance(sampling, dict)
-        return cls(**plain, sampling=Sampling(**sampling))  # type: ignore[arg-type]
+        if isinstance(facts, dict):
+            facts = Facts(**facts | {"shape": tuple(facts["shape"])})
+        return cls(**plain, sampling=Sampling(**sampling), facts=facts)  # type: ignore[arg-type]

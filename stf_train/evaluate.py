@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from torch import Tensor
-from tqdm import tqdm
 
 from stf_train.data import DataSet
 from stf_train.features import Extractor, Features, join, of_data
+from stf_train.progress import Progress
 from stf_train.quality import frechet_distance, inception_score, moments, precision_recall
 
 
@@ -119,7 +119,7 @@ def evaluate(
     real_moments = moments(real.features)
     measures: dict[str, list[float]] = {}
     evaluations = 0.0
-    with tqdm(total=sum(map(len, seeds)), unit="sample", delay=1, disable=None) as bar:
+    with Progress(sum(map(len, seeds)), "sample") as progress:
         for one in seeds:
             parts = []
             for start in range(0, len(one), batch):
@@ -127,7 +127,7 @@ def evaluate(
                 drawn = sampler(part)
                 parts.append(features(drawn.x, part, data, extractor))
                 evaluations += len(part) * drawn.evaluations
-                bar.update(len(part))
+                progress.update(len(part))
             fake = join(parts)
             precision, recall = precision_recall(real.features, fake.features, neighbours)
             found = {"Frechet distance": frechet_distance(real_moments, moments(fake.features))}

@@ -11,9 +11,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, relu
-from tqdm import tqdm
 
 from stf_train.data import DataSet
+from stf_train.progress import Progress
 from stf_train.quality import moments
 
 BATCH = 512
@@ -38,10 +38,10 @@ class Extractor(Protocol):
 def of_data(extractor: Extractor, data: DataSet) -> Features:
     """The features of a whole data set, rounded as `DataSet.rounded` does."""
     parts = []
-    with tqdm(total=len(data), desc=data.name, delay=1, disable=None) as bar:
+    with Progress(len(data), "sample", data.name) as progress:
         for index in torch.arange(len(data)).split(BATCH):
             parts.append(extractor(data.rounded(data.references.decode(index))))
-            bar.update(len(index))
+            progress.update(len(index))
     return join(parts)
 
 

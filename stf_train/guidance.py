@@ -11,10 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stf_train.process import Denoiser, Path
+from stf_train.process import Denoiser, Network, Path
+from stf_train.sample.state import check_gaussian
 
 # log p(c | x_t) of the classes asked for: ([B, *shape], [B, 1, ...]) -> [B]
 Classifier = Callable[[Tensor, Tensor], Tensor]
+LOG_RATIO = 8.0  # of noise and signal: beyond it a classifier sees nothing, or everything
 
 
 def classifier_guidance(
@@ -23,7 +25,8 @@ def classifier_guidance(
     """D + scale sigma^2 / alpha grad_x log p(c | x_t).
 
     With the true p(c | x_t), an unconditional D and scale 1 this is the conditional posterior mean
-    E[y | x_t, c]. There is no such D where alpha = 0, at the very start of a flow.
+    E[y | x_t, c]. There is no such D where alpha = 0, at the very start of a flow, nor for noise
+    that is not Gaussian.
 
     Args:
         denoise: D(x; t), the denoiser.
@@ -31,17 +34,43 @@ def classifier_guidance(
         process: alpha and sigma.
         scale: strength.
 
+    Raises:
+        ValueError: the noise is not Gaussian; alpha is 0.
+
     Source: Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021,
     Algorithms 1 and 2.
     """
 
+    check_gaussian(process, "classifier guidance")
+
     def guided(x: Tensor, t: Tensor) -> Tensor:
+        if not bool((process.alpha(t) > 0).all()):
+            raise ValueError(f"classifier guidance needs alpha above 0, got t = {t.max().item():g}")
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(log_p(leaf, t).sum(), leaf)
         return denoise(x, t) + scale * process.sigma(t) ** 2 / process.alpha(t) * gradient
 
     return guided
+
+
+def class_logits(network: Network, path: Path, x: Tensor, t: Tensor) -> Tensor:
+    """The logits of the classes of noisy samples, [B, K].
+
+        F(x / sqrt(alpha^2 + sigma^2); ln(sigma / alpha) / 4)
+
+    What the network is given depends on x / alpha and sigma / alpha alone, so that one trained on
+    a process knows the samples of every other with the same noise.
+
+    Args:
+        network: F, takes ([B, *shape], [B]).
+        path: alpha and sigma.
+        x: noisy samples, [B, *shape].
+        t: their times, [B, 1, ...].
+    """
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    noise = (sigma / alpha).log().clamp(-LOG_RATIO, LOG_RATIO)
+    return network(x / (alpha**2 + sigma**2).sqrt(), noise.flatten() / 4)
 
 
 def extrapolated(denoise: Denoiser, worse: Denoiser, w: float) -> Denoiser:

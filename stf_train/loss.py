@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from stf_kernels import References
+from stf_train.guidance import class_logits
 from stf_train.process import DDPM, Network, Process
-from stf_train.targets import Origin, Target
+from stf_train.targets import DenoisingTarget, Origin, Target
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,41 @@ class DenoisingLoss:
     ) -> tuple[Tensor, Tensor]:
         """D(x_t; t) - target of freshly noised sources [B, *shape], and t as [B, 1, ...]."""
         process = self.process
+        x_t, t = self._noisy(t, sources, eps)
+        origin = Origin(sources, process.alpha(t), process.sigma(t), process.noise, labels)
+        target = self.target(x_t, origin, order)
+        return process.denoise(network, x_t, t, labels) - target, t
+
+    def _noisy(self, t: Tensor, sources: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t of sources [B, *shape], and t as [B, 1, ...]."""
         y = self.data.decode(sources)  # [B, *shape]
         t = t.to(y.device).reshape(-1, *[1] * (y.ndim - 1))
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        x_t = alpha * y + sigma * eps.to(y.device)
-        target = self.target(x_t, Origin(sources, alpha, sigma, process.noise, labels), order)
-        return process.denoise(network, x_t, t, labels) - target, t
+        return self.process.alpha(t) * y + self.process.sigma(t) * eps.to(y.device), t
+
+
+class ClassLoss(DenoisingLoss):
+    """-log p(c | x_t), the class c being that of the source; averaged over samples.
+
+    Args:
+        process: path, noise and training times.
+        data: the data set, with labels.
+
+    Raises:
+        ValueError: the data set has no labels.
+
+    Source: Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021,
+    Section 4.
+    """
+
+    def __init__(self, process: Process, data: References) -> None:
+        super().__init__(process, data, DenoisingTarget(data), label_dropout=0.0)
+
+    def of(self, network: Network, minibatch: Minibatch, order: Tensor) -> Tensor:
+        """The mean loss of a minibatch or a part of one, see `DenoisingLoss`; F gives logits."""
+        m = minibatch
+        assert m.labels is not None  # label_dropout is not None
+        x_t, t = self._noisy(m.t, m.sources, m.eps[0])
+        return cross_entropy(class_logits(network, self.process, x_t, t), m.labels)
 
 
 class SequenceLoss(DenoisingLoss):

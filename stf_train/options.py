@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import click
@@ -12,6 +15,9 @@ import torch
 from click.core import ParameterSource
 
 F = TypeVar("F", bound=Callable[..., object])
+
+SETTINGS = {"show_default": True, "max_content_width": 100}
+SEED_MAX = 2**32 - 1
 
 
 class Finite(click.FloatRange):
@@ -26,6 +32,11 @@ class Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not finite.", param, ctx)
         return number
+
+
+POSITIVE = Finite(min=0, min_open=True)
+FROM_ZERO = Finite(min=0)
+COUNT = click.IntRange(min=1)
 
 
 class CountOrAll(click.ParamType):
@@ -60,9 +71,10 @@ class Integers(click.ParamType):
 
 
 class Seeds(click.ParamType):
-    """Seeds like 0-63 or 1,2,5-10."""
+    """Seeds like 0-63 or 1,2,5-10, a million at most."""
 
     name = "seeds"
+    most = 1_000_000
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
@@ -75,6 +87,10 @@ class Seeds(click.ParamType):
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
                 self.fail(f"{part!r} is empty: {last} is below {first}.", param, ctx)
+            if last > SEED_MAX:
+                self.fail(f"{last} is above {SEED_MAX}.", param, ctx)
+            if len(seeds) + last - first >= self.most:
+                self.fail(f"{value!r} are more than {self.most} seeds.", param, ctx)
             seeds.extend(range(first, last + 1))
         return seeds
 
@@ -127,6 +143,42 @@ def given(context: click.Context, name: str) -> bool:
 def bad(option: str, message: str) -> click.BadParameter:
     """The error for an option that is fine by itself."""
     return click.BadParameter(message, param_hint=option)
+
+
+@contextmanager
+def blaming(otherwise: str, **options: str) -> Iterator[None]:
+    """Turns what is wrong with an argument into what is wrong with the option it comes from.
+
+    Args:
+        otherwise: the option of errors that do not begin with one of the names.
+        options: option by argument, the name with which an error's message begins.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+        name = re.match(r"\w*", str(error))
+        assert name is not None  # the empty match at least
+        raise bad(options.get(name[0], otherwise), str(error)) from error
+
+
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replaces files that are there.")
+
+
+def writable(option: str, path: Path, overwrite: bool) -> Path:
+    """The path of a file that can be written, and is not there unless it may be replaced."""
+    if not path.parent.is_dir():
+        raise bad(option, f"there is no folder {path.parent}.")
+    if path.is_dir():
+        raise bad(option, f"{path} is a folder.")
+    if path.exists() and not overwrite:
+        raise bad(option, f"{path} is there; --overwrite replaces it.")
+    return path
+
+
+def free(path: Path) -> Path:
+    """The path, or with -1, -2, ... behind its name the first where there is nothing yet."""
+    others = (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(1))
+    return next(p for p in itertools.chain([path], others) if not p.exists())
 
 
 def resolve(device: str) -> str:

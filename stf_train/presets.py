@@ -33,6 +33,7 @@ COMMON: Options = {
     "size": None,
     "range": (-1.0, 1.0),
     "xflip": False,
+    "cache": True,
     "cond": False,
     "label_dropout": None,
     "target": "stf",
@@ -152,6 +153,10 @@ PRESETS: dict[str, Options] = {
     | DIGITS
     | STEPPED
     | {"data": "patches", "sigma_data": None, "arch": "ddpmpp-edm", "attention": (8,)},
+    "images-edm": EDM
+    | DIGITS
+    | STEPPED
+    | {"data": None, "sigma_data": None, "arch": "ddpmpp-edm", "attention": ()},
     "cifar10-edm-ncsnpp": EDM | CIFAR10 | KARRAS | {"arch": "ncsnpp-edm"},
     "cifar10-edm-ddpmpp": EDM | CIFAR10 | KARRAS | {"arch": "ddpmpp-edm"},
     "cifar10-ve": VE | CIFAR10 | SONG | {"arch": "ncsnpp-ve", "ema": halflife(0.999, 128)},
@@ -169,6 +174,13 @@ PRESETS: dict[str, Options] = {
 }
 DEFAULT = "digits-edm"
 
+
+def of_data(data: str | None) -> str:
+    """The preset for data that are given without one."""
+    shipped = {None: DEFAULT, "digits": DEFAULT, "patches": "patches-edm"}
+    return shipped.get(data and data.lower(), "images-edm")
+
+
 # What a process asks for, where it is chosen against the preset.
 PROCESS: dict[str, Options] = {
     "edm": {"sigma_data": None, "P_mean": -1.2, "P_std": 1.2},
@@ -185,6 +197,7 @@ PROCESS: dict[str, Options] = {
     "flow-to-noise": {"output": "velocity"},
     "flow-to-data": {"output": "velocity"},
 }
+CLASSIFIER = "classifier"  # the network of --target class
 # Of a network, and what they are called there.
 SIZES = {
     "cres": "multipliers",
@@ -222,6 +235,13 @@ def settle(preset: str, given: Options) -> Options:
     if given.get("strength") is not None and options["points"] is None:
         options["points"] = 2
     options |= given
+    if options["target"] == "class":
+        fixed: Options = dict.fromkeys(("label_dropout", "strength", "points", *SIZES))
+        fixed |= {"arch": CLASSIFIER, "cond": False}
+        for name in ("output", *fixed):
+            if name in given:
+                raise Inapplicable(name, "--target class has a network and a loss of its own")
+        options |= fixed
 
     for name in given:
         knows = [p for p, wanted in PROCESS.items() if name in wanted]
@@ -234,6 +254,6 @@ def settle(preset: str, given: Options) -> Options:
         raise Inapplicable("label_dropout", "is for --cond 1, got an unconditional network")
     if "points" in given and options["strength"] is None:
         raise Inapplicable("points", "is for the sequence-aware loss, which --strength asks for")
-    if "references" in given and options["target"] == "dsm":
-        raise Inapplicable("references", "--target dsm has no references")
+    if "references" in given and options["target"] != "stf":
+        raise Inapplicable("references", f"--target {options['target']} has no references")
     return options

@@ -17,7 +17,9 @@ from stf_train.board import Board
 from stf_train.compute import Compute, launched
 from stf_train.config import Config
 from stf_train.ema import EMA
+from stf_train.guidance import Classifier, class_logits
 from stf_train.loop import State, Step, train
+from stf_train.process import Network, Process
 from stf_train.sample import Denoiser, Sample, seeded
 from stf_train.sampling import Sampling
 
@@ -37,6 +39,11 @@ CONTENTS = {
     LOSS: "the loss over the run",
     VARIANCE: "variance of the target at each noise level, with and without references",
 }
+
+
+def draws(config: Config) -> bool:
+    """Whether the network of a run is a denoiser, from which there are samples."""
+    return config.target != "class"
 
 
 def initial_state(config: Config) -> State:
@@ -70,14 +77,15 @@ def compute(config: Config) -> Compute:
 
 def create(folder: Path, config: Config) -> None:
     """Lays down a run at step 0; from here on there is always a whole checkpoint."""
+    kept = checkpoint.pack(initial_state(config), config, 0)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(folder / CHECKPOINT, checkpoint.pack(initial_state(config), config, 0))
+    checkpoint.write(folder / CHECKPOINT, kept)
 
 
-def set_duration(folder: Path, duration: float) -> None:
-    """Gives a run a new length, in million images; the steps done stay as they are."""
+def change(folder: Path, **options: object) -> None:
+    """Gives a run another length, or place of its data; the steps done stay as they are."""
     kept = checkpoint.read(folder / CHECKPOINT)
-    config = replace(kept.config, duration=duration)
+    config = replace(kept.config, **options)  # type: ignore[arg-type]
     checkpoint.write(folder / CHECKPOINT, replace(kept, config=config))
 
 
@@ -126,7 +134,7 @@ def advance(folder: Path) -> Iterator[Step]:
             if board is not None:
                 board.write(step)
             # Look at the variance of the target, once in a tick.
-            if (step.step - 1) % config.tick_steps == 0:
+            if draws(config) and (step.step - 1) % config.tick_steps == 0:
                 entropy = (config.seed, step.step)
                 bins = panel.measure(loss, build.count(config), config.batch, entropy)
                 log.write_panel(step.step, bins)
@@ -137,7 +145,8 @@ def advance(folder: Path) -> Iterator[Step]:
             if rest == 0 or step.step == config.steps:
                 kept = checkpoint.pack(state, config, log.sync())
                 checkpoint.write(folder / CHECKPOINT, kept)
-                if rest == 0 and config.snap is not None and tick % config.snap == 0:
+                snap = config.snap if draws(config) else None
+                if rest == 0 and snap is not None and tick % snap == 0:
                     page = draw_samples(folder / f"samples-{step.images:09d}.png", kept)
                     if board is not None:
                         board.write_samples(step.step, page)
@@ -145,20 +154,22 @@ def advance(folder: Path) -> Iterator[Step]:
 
 
 def draw_pictures(folder: Path) -> None:
-    """Writes a grid of 100 samples of the EMA weights, and the loss over the run."""
+    """Writes the loss over the run, a grid of 100 samples of the EMA weights and the variances."""
     kept = checkpoint.read(folder / CHECKPOINT)
     config = kept.config
-    draw_samples(folder / SAMPLES, kept)
     title = f"{config.preset}, --target {config.target}"
     plots.save_loss(folder / LOSS, metrics.read(folder / METRICS), title)
-    title = f"{config.preset}, --references {config.references}"
-    plots.save_variance(folder / VARIANCE, metrics.read_panel(folder / METRICS), title)
+    if draws(config):
+        draw_samples(folder / SAMPLES, kept)
+        title = f"{config.preset}, --references {config.references}"
+        plots.save_variance(folder / VARIANCE, metrics.read_panel(folder / METRICS), title)
 
 
 def draw_samples(path: Path, kept: checkpoint.Checkpoint) -> np.ndarray:
     """Writes a grid of 100 samples of the EMA weights; returns it, [height, width, 3] uint8."""
     config = kept.config
-    draw = sampler(config, config.sampling, conditioned(config, denoiser(kept, config.device)))
+    denoise = denoiser(config, Averaged(kept, config.device))
+    draw = sampler(config, config.sampling, conditioned(config, denoise))
     return plots.save_samples(path, pictured(config, draw(range(100)).x), ink=is_ink(config))
 
 
@@ -177,19 +188,39 @@ def pictured(config: Config, samples: Tensor) -> Tensor:
 ClassDenoiser = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 
-def denoiser(kept: checkpoint.Checkpoint, device: str) -> ClassDenoiser:
-    """D(x; t) of the EMA weights; all but the network itself in the type of x."""
-    # Its initial weights, which are replaced, come from the global generator.
-    with torch.random.fork_rng(devices=[]):
-        network = build.network(kept.config).eval().requires_grad_(False)
-    network.load_state_dict(kept.part("ema"))
-    network.to(device)
-    process = build.process(kept.config)
+class Averaged:
+    """F of the EMA weights of a run: in float32, its answer in the type of x.
 
-    def F(x: Tensor, c_noise: Tensor, *labels: Tensor) -> Tensor:
-        return network(x.float(), c_noise.float(), *labels).to(x.dtype)
+    Its calls are counted.
+    """
 
-    return lambda x, t, labels: process.denoise(F, x, t, labels)
+    def __init__(self, kept: checkpoint.Checkpoint, device: str) -> None:
+        # Its initial weights, which are replaced, come from the global generator.
+        with torch.random.fork_rng(devices=[]):
+            network = build.network(kept.config).eval().requires_grad_(False)
+        network.load_state_dict(kept.part("ema"))
+        self._network = network.to(device)
+        self.calls = 0
+
+    def __call__(self, x: Tensor, c_noise: Tensor, *labels: Tensor) -> Tensor:
+        self.calls += 1
+        return self._network(x.float(), c_noise.float(), *labels).to(x.dtype)
+
+
+def denoiser(config: Config, network: Network) -> ClassDenoiser:
+    """D(x; t) of a run's network; all but the network itself in the type of x."""
+    process = build.process(config)
+    return lambda x, t, labels: process.denoise(network, x, t, labels)
+
+
+def classifier(network: Network, process: Process, labels: Tensor) -> Classifier:
+    """log p(c | x_t) by a network of --target class, on any process."""
+
+    def log_p(x: Tensor, t: Tensor) -> Tensor:
+        every = class_logits(network, process, x, t).log_softmax(1)
+        return every.gather(1, labels.to(x.device)[:, None])[:, 0]
+
+    return log_p
 
 
 # The denoiser for the samples of some seeds.
@@ -202,12 +233,16 @@ def conditioned(config: Config, denoise: ClassDenoiser, label: int | None = None
     def of(seeds: Sequence[int]) -> Denoiser:
         if not config.cond:
             return lambda x, t: denoise(x, t, None)
-        classes = build.dataset(config).classes
-        asked = [seed % classes if label is None else label for seed in seeds]
-        labels = torch.tensor(asked)
+        labels = classes_of(config, seeds, label)
         return lambda x, t: denoise(x, t, labels.to(x.device))
 
     return of
+
+
+def classes_of(config: Config, seeds: Sequence[int], label: int | None) -> Tensor:
+    """The class of each sample: `label`, or its seed modulo the number of classes, [B]."""
+    classes = build.facts(config).classes
+    return torch.tensor([seed % classes if label is None else label for seed in seeds])
 
 
 def sampler(
@@ -215,7 +250,7 @@ def sampler(
 ) -> Callable[[Sequence[int]], Sample]:
     """Draws one sample for each seed."""
     process = build.process(config)
-    shape = build.dataset(config).shape
+    shape = build.facts(config).shape
 
     def draw(seeds: Sequence[int]) -> Sample:
         randn = seeded(seeds, shape, device or config.device, process.noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from stf_kernels import References
 
 ELEMENTS = 1 << 24  # decoded at a time
+CHECKED = 4096  # samples that a checksum is of
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,41 @@ class DataSet:
         (lo, hi), top = self.value_range, self.levels - 1
         level = ((samples.double() - lo) * (top / (hi - lo))).round().clamp(0, top)
         return (level * (2 / top) - 1).float()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run keeps of its data: enough to sample without them, and to know them again."""
+
+    name: str
+    count: int
+    shape: tuple[int, ...]
+    classes: int
+    checksum: str  # of the classes, and of the values of CHECKED samples spread evenly, or of all
+
+    @classmethod
+    def of(cls, data: DataSet) -> Facts:
+        """The facts about a data set."""
+        digest = hashlib.sha256()
+        labels = data.references.labels
+        if labels is not None:
+            digest.update(labels.cpu().numpy().astype("<i8").tobytes())
+        count = min(len(data), CHECKED)
+        index = torch.arange(count) * len(data) // count
+        for part in index.split(max(1, ELEMENTS // data.shape.numel())):
+            values = data.references.decode(part.to(data.references.device))
+            digest.update(values.cpu().numpy().astype("<f4").tobytes())
+        checksum = digest.hexdigest()[:16]
+        return cls(data.name, len(data), tuple(data.shape), data.classes, checksum)
+
+    def same(self, other: Facts) -> bool:
+        """Whether these are the same data, whatever they are called."""
+        return replace(self, name=other.name) == other
+
+    def __str__(self) -> str:
+        sides = "x".join(map(str, self.shape))
+        classes = f", {self.classes} classes" if self.classes else ", no classes"
+        return f"{self.name}, {self.count} samples of {sides}{classes}"
 
 
 def sigma_data(data: References) -> float:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stf_train.data import arrays
 from stf_train.data.dataset import DataSet
+from stf_train.progress import Progress
 
 
 class Autoencoder:
@@ -87,10 +87,10 @@ def encode(data: DataSet, autoencoder: Autoencoder, path: str | Path, *, batch: 
 
     def chunks() -> Iterator[tuple[int, Tensor]]:
         parts = torch.arange(len(data)).split(batch)
-        with tqdm(total=len(data), desc=data.name, delay=1, disable=None) as bar:
+        with Progress(len(data), "sample", data.name) as progress:
             for part in parts:
                 yield int(part[0]), latents(part)
-                bar.update(len(part))
+                progress.update(len(part))
 
     shape = (len(data), *latents(torch.arange(1)).shape[1:])
     arrays.write(path, shape, "float32", chunks(), data.references.labels)

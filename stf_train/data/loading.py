@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stf_kernels import References
 from stf_train.data import arrays, celeba, cifar, images, prepared, shipped
 from stf_train.data.dataset import DataSet
 from stf_train.data.files import Files, Folder, Tar, Zip
-from stf_train.data.source import Source
+from stf_train.data.source import Source, check_memory
+from stf_train.progress import Progress
 
 TARS = (".tar", ".tar.gz", ".tgz")
 LABELS = ("auto", "folders", "none")
@@ -74,8 +73,8 @@ def load(
         raise ValueError(f"limbs is for float data, {spec} holds bytes, got limbs={limbs}")
     if not resident and source.in_place is None:
         raise ValueError(
-            f"{spec} cannot stay on the disk: a few bytes at a time can be read of a .npy file "
-            "uint8 [n, C, H, W]; stf_train.data.convert makes one of images"
+            f"resident: {spec} cannot stay on the disk: a few bytes at a time can be read of a "
+            ".npy file uint8 [n, C, H, W]; stf_train.data.convert makes one of images"
         )
     samples = gather(source) if resident else None
     byte_range = value_range if is_bytes else None
@@ -184,32 +183,18 @@ def gather(source: Source) -> Tensor:
     """All samples in memory, [n, *shape]."""
     # The samples, and the int8 digits that References makes of them.
     needed = source.values * (source.dtype.itemsize + (4 if source.levels is None else 1))
-    have = physical_memory()
-    if needed > have:
-        raise MemoryError(
-            f"{source.name} takes {needed / 2**30:.1f} GB to be read into the memory of "
-            f"{have / 2**30:.1f} GB: let stf_train.data.convert make a .npy file of it, and load "
-            "that with resident=False"
-        )
+    check_memory(source.name, needed)
     out = torch.empty(source.count, *source.shape, dtype=source.dtype)
     for start, chunk in progress(source):
         out[start : start + len(chunk)] = chunk
     return out
 
 
-def physical_memory() -> float:
-    """Of this machine, bytes; infinite where it cannot be asked for."""
-    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
-    if not set(names) <= getattr(os, "sysconf_names", {}).keys():
-        return float("inf")
-    return float(os.sysconf(names[0]) * os.sysconf(names[1]))
-
-
 def progress(source: Source) -> Iterator[tuple[int, Tensor]]:
-    """The first index and the samples of each chunk, under a progress bar where people look on."""
+    """The first index and the samples of each chunk."""
     start = 0
-    with tqdm(total=source.count, desc=source.name, delay=1, disable=None) as bar:
+    with Progress(source.count, "sample", source.name) as progress:
         for chunk in source.chunks():
             yield start, chunk
             start += len(chunk)
-            bar.update(len(chunk))
+            progress.update(len(chunk))

@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 from stf_kernels import References
 from stf_train.data.dataset import DataSet
+from stf_train.data.source import check_memory
 
 SUFFIX = ".stf"
 
@@ -17,6 +18,7 @@ def load(path: Path, value_range: tuple[float, float], labelled: bool, resident:
 
     Raises:
         FileNotFoundError: there is none.
+        MemoryError: they are larger than the memory, and to be resident.
         ValueError: it is no such file, or its bytes do not begin and end with value_range.
     """
     references = References.from_file(path)
@@ -36,6 +38,7 @@ def load(path: Path, value_range: tuple[float, float], labelled: bool, resident:
                 f"and rise by {step:g}, got {value_range}"
             )
     if resident:
+        check_memory(path.stem, references.nbytes)
         references = references.load()
     return DataSet(
         path.stem, "all", references, value_range if levels is not None else None, levels

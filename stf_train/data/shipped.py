@@ -9,6 +9,7 @@ from torch import Tensor
 from stf_kernels import References
 from stf_train.data.source import Source, in_memory
 
+SHIPPED = ("digits", "patches")
 TOTAL = 1797  # digits
 SHAPE = (1, 8, 8)  # of one digit
 LEVELS = 17  # a pixel is a count 0..16 and stands for -1..1: multiples of 1/8, exact in any float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,3 +53,22 @@ def in_memory(
         lambda: iter(samples.split(chunk_rows(shape))),
         levels=levels,
     )
+
+
+def check_memory(name: str, needed: int) -> None:
+    """Refuses what is larger than the memory."""
+    have = physical_memory()
+    if needed > have:
+        raise MemoryError(
+            f"{name} takes {needed / 2**30:.1f} GB to be read into the memory of "
+            f"{have / 2**30:.1f} GB: load a .stf file, or the .npy file of bytes that "
+            "stf_train.data.convert makes of it, with resident=False (--cache 0)"
+        )
+
+
+def physical_memory() -> float:
+    """Of this machine, bytes; infinite where it cannot be asked for."""
+    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
+    if not set(names) <= getattr(os, "sysconf_names", {}).keys():
+        return float("inf")
+    return float(os.sysconf(names[0]) * os.sysconf(names[1]))

@@ -115,7 +115,7 @@ def test_another_version(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", "stf_train 0")
     checkpoint.write(tmp_path / "c", checkpoint.pack(*trained, 0))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="must have format 'stf_train 2', got 'stf_train 0'"):
+    with pytest.raises(ValueError, match="must have format 'stf_train 3', got 'stf_train 0'"):
         checkpoint.read(tmp_path / "c")
 
 

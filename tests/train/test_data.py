@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits, load_sample_image
 
 from stf_train import data
-from stf_train.data import dataset, loading
+from stf_train.data import dataset, source
 
 
 def test_digits_are_the_real_ones(bank):
@@ -99,10 +99,10 @@ def test_unknown_ending(tmp_path):
 
 
 def test_too_large_for_the_memory(monkeypatch):
-    monkeypatch.setattr(loading, "physical_memory", lambda: 2 * 1797 * 64 - 1)
+    monkeypatch.setattr(source, "physical_memory", lambda: 2 * 1797 * 64 - 1)
     with pytest.raises(MemoryError, match=r"digits takes 0\.0 GB .* resident=False"):
         data.load("digits")
-    monkeypatch.setattr(loading, "physical_memory", lambda: 2 * 1797 * 64)
+    monkeypatch.setattr(source, "physical_memory", lambda: 2 * 1797 * 64)
     data.load("digits")
 
 

@@ -38,7 +38,8 @@ def test_subcommands_are_in_it():
 
 
 def test_names_every_preset():
-    assert all(name in helptexts.text("stf-train").replace("\n", " ") for name in presets.PRESETS)
+    said = re.sub(r"\s+", "", helptexts.text("stf-train"))  # names are broken at their hyphens
+    assert all(name in said for name in presets.PRESETS)
 
 
 def test_shows_the_defaults_of_a_preset():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stf_train import build, presets
+from stf_train.data import Facts
 from stf_train.networks import SETTINGS
 from stf_train.presets import PRESETS, Inapplicable, halflife, settle
 from stf_train.sampling import Sampling, asked
@@ -42,13 +43,10 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_published_networks_have_their_size(tiny, monkeypatch, name):
+def test_published_networks_have_their_size(tiny, name):
     side = 64 if "64" in name else 32
-    images = build.data.DataSet("none", "all", torch.empty(0), (-1, 1), 256)
-    monkeypatch.setattr(type(images), "shape", torch.Size((3, side, side)))
-    monkeypatch.setattr(type(images), "classes", 0)
-    monkeypatch.setattr(build, "dataset", lambda config: images)
-    config = tiny(preset=name, cbase=PRESETS[name]["cbase"])
+    facts = Facts("none", 1, (3, side, side), 0, "")
+    config = tiny(preset=name, cbase=PRESETS[name]["cbase"], facts=facts)
     with torch.device("meta"):
         network = build.network(config)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(

@@ -116,7 +116,7 @@ def test_a_longer_run_is_one_that_was_planned_so(tmp_path, tiny):
     short, long = tiny(), tiny(duration=16 * 20 / 1e6)
     run.create(tmp_path / "b", short)
     list(run.advance(tmp_path / "b"))
-    run.set_duration(tmp_path / "b", long.duration)
+    run.change(tmp_path / "b", duration=long.duration)
     list(run.advance(tmp_path / "b"))
     assert contents(tmp_path / "b") == whole(tmp_path / "a", long)
 

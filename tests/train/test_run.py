@@ -11,7 +11,7 @@ def test_denoiser_is_that_of_the_averaged_weights(tmp_path, tiny):
     state = run.initial_state(config)
     list(loop.train(state, build.loss(config), steps=3, batch=16, lr=1e-2, rampup=0))
     checkpoint.write(tmp_path / "c", checkpoint.pack(state, config, 0))
-    denoise = run.denoiser(checkpoint.read(tmp_path / "c"), "cpu")
+    denoise = run.denoiser(config, run.Averaged(checkpoint.read(tmp_path / "c"), "cpu"))
 
     x = torch.randn(5, 1, 8, 8, dtype=torch.float64)
     sigma = torch.logspace(-2, 1, 5, dtype=torch.float64).reshape(5, 1, 1, 1)
