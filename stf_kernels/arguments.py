@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import arithmetic as ar
 from .references import (
     FLOAT_DTYPES,
     INTEGERS,
@@ -33,17 +34,25 @@ def check_shard(ref: Tensor | References, group: ProcessGroup | None) -> None:
         )
 
 
+def check_noise(noise: str, D: Tensor | float | None) -> None:
+    """Raises unless there is such noise, and D exactly if it has degrees of freedom."""
+    if noise not in ("gaussian", "student_t"):
+        raise ValueError(f"noise must be 'gaussian' or 'student_t', got {noise!r}")
+    if noise == "gaussian" and D is not None:
+        raise ValueError("D is for noise='student_t', got noise='gaussian'")
+    if noise == "student_t" and D is None:
+        raise ValueError("D, the degrees of freedom, must be given with noise='student_t'")
+
+
 def freedom(noise: str, D: Tensor | float | None, x_t: Tensor) -> Tensor | None:
     """D of Student-t noise as float64 [B], None for Gaussian noise."""
-    if noise == "gaussian":
-        if D is not None:
-            raise ValueError("D is for noise='student_t', got noise='gaussian'")
-        return None
-    if noise != "student_t":
-        raise ValueError(f"noise must be 'gaussian' or 'student_t', got {noise!r}")
-    if D is None:
-        raise ValueError("D, the degrees of freedom, must be given with noise='student_t'")
-    return per_row("D", D, x_t)
+    check_noise(noise, D)
+    return None if D is None else per_row("D", D, x_t)
+
+
+def check_precision(precision: str) -> None:
+    if not isinstance(precision, str) or precision not in ar.LIMBS:
+        raise ValueError(f"precision must be 'exact' or 'fast', got {precision!r}")
 
 
 def byte_count(workspace: int) -> int:
@@ -85,7 +94,7 @@ def as_references(
         raise ValueError(f"ref must be on {x_t.device} like x_t, got {ref.device}")
     if isinstance(ref, References):
         return ref
-    return References.from_float(ref, precision, backend)
+    return References._from_float(ref, precision, backend)
 
 
 def per_row(name: str, value: Tensor | float, x_t: Tensor) -> Tensor:

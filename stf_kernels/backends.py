@@ -19,6 +19,13 @@ class BackendUnavailable(RuntimeError):
     """The backend asked for by name cannot run here; the message says why."""
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError if no backend has that name."""
+    if not isinstance(name, str) or name not in ("auto", *BACKENDS):
+        names = ", ".join(map(repr, ("auto", *BACKENDS)))
+        raise ValueError(f"backend must be one of {names}, got {name!r}")
+
+
 def resolve(name: str, device: torch.device) -> Stages:
     """The backend of that name, or for "auto" the first that runs on `device`.
 
@@ -26,13 +33,8 @@ def resolve(name: str, device: torch.device) -> Stages:
         ValueError: no backend has that name
         BackendUnavailable: it cannot run on `device`
     """
-    if name == "auto":
-        candidates = PREFERENCE.get(device.type, ("torch",))
-    elif isinstance(name, str) and name in BACKENDS:
-        candidates = (name,)
-    else:
-        names = ", ".join(map(repr, ("auto", *BACKENDS)))
-        raise ValueError(f"backend must be one of {names}, got {name!r}")
+    check_name(name)
+    candidates = PREFERENCE.get(device.type, ("torch",)) if name == "auto" else (name,)
     reasons = []
     for candidate in candidates:
         reason = BACKENDS[candidate].unavailable(device)

@@ -136,7 +136,7 @@ def write(
     entries["values"] = _entry("values", [values.limbs, values.count, *shape], end)
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header) + end) % ALIGNMENT)
-    with _replacing(Path(path)) as file:
+    with _replacing(path) as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for tensor in small.values():
             file.write(tensor.numpy().data)
@@ -159,13 +159,16 @@ def _entry(name: str, shape: list[int], begin: int) -> dict[str, object]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def _replacing(given: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file that takes the name once it is on the disk: a kill leaves the old one or the new."""
-    path = path.resolve()  # what a link names, not the link
+    path = Path(given).resolve()  # what a link names, not the link
+    got = f"got {os.fspath(given)!r}"
     if path.exists() and not path.is_file():
-        raise ValueError(f"path must name a file, new or to be replaced, got {path}")
+        raise ValueError(f"path must name a file, new or to be replaced, {got}")
     if path.suffix == ".npy":
-        raise ValueError(f"path must not end in .npy, which is another format, got {path}")
+        raise ValueError(f"path must not end in .npy, which is another format, {got}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path must be in a folder that exists, {got}")
     mode = path.stat().st_mode & 0o777 if path.exists() else None
     number, name = tempfile.mkstemp(".tmp", f"{path.name}.", path.parent)
     temporary = Path(name)

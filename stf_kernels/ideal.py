@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from .references import References
+from .arguments import byte_count, check_noise, check_precision
+from .backends import check_name
+from .references import References, describe
 from .target import WORKSPACE, stable_target
 
 
@@ -28,7 +32,7 @@ class IdealDenoiser(nn.Module):
         precision, backend, workspace: as for `stable_target`
 
     Raises:
-        TypeError: refs are not `References`
+        TypeError, ValueError: naming the argument, what was expected and what came
 
     Example:
         >>> D = stf_kernels.IdealDenoiser(stf_kernels.References(images, value_range=(-1, 1)))
@@ -53,6 +57,12 @@ class IdealDenoiser(nn.Module):
             raise TypeError(f"refs must be References, got {type(refs).__name__}")
         if refs.total != len(refs):
             raise ValueError(f"refs must be a whole set, got a shard, {refs}")
+        check_noise(noise, D)
+        if D is not None and not (isinstance(D, numbers.Real) and 0 < D < math.inf):
+            raise ValueError(f"D must be a number > 0, got {describe(D)}")
+        check_precision(precision)
+        check_name(backend)
+        byte_count(workspace)
         self.refs = refs
         self.noise, self.D = noise, D
         self.precision, self.backend, self.workspace = precision, backend, workspace

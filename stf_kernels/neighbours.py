@@ -26,10 +26,15 @@ ROUNDING = (
 
 
 class Nearest(NamedTuple):
-    """The nearest reference of each sample."""
+    """The nearest reference of each sample.
 
-    index: Tensor  # type: ignore[assignment]  # [B] int64: the first of equals, -1 where there is none
-    distance: Tensor  # [B] float64, data units: NaN where there is none
+    Attributes:
+        index: the first of references at the same distance, int64 [B]; -1 where there is none
+        distance: float64 [B], data units; NaN where there is none
+    """
+
+    index: Tensor  # type: ignore[assignment]
+    distance: Tensor
 
 
 def nearest(
@@ -59,8 +64,8 @@ def nearest(
             that do not fit pass in chunks
 
     Returns:
-        `Nearest`: index [B] int64, the first of references at the same distance, and distance [B]
-        float64, data units; -1 and NaN for a sample that is not finite or has no reference
+        `Nearest`: index and distance; -1 and NaN for a sample that is not finite or has no
+        reference
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came

@@ -134,7 +134,7 @@ class References:
         return other
 
     @classmethod
-    def from_float(cls, data: Tensor, precision: str, backend: str) -> References:
+    def _from_float(cls, data: Tensor, precision: str, backend: str) -> References:
         """A plain float tensor given for one call: no value is looked at on the host."""
         self = cls.__new__(cls)
         flat = data.detach().reshape(data.shape[0], -1)
@@ -191,7 +191,14 @@ class References:
         return self
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the prepared references to one file for `from_file`, a chunk at a time."""
+        """Writes the prepared references to one file for `from_file`, a chunk at a time.
+
+        Args:
+            path: of the file, in a folder that exists; a file that is there is replaced at the end
+
+        Raises:
+            FileNotFoundError, ValueError: path is no place for such a file
+        """
         file_format.write(
             path,
             self.shape,
@@ -244,15 +251,15 @@ class References:
         """The labels that occur, sorted int64; in a shard those of the whole set."""
         return torch.empty(0) if self.labels is None else torch.unique(self.labels)
 
-    def log_weights(self, more: Tensor | None) -> Tensor | None:
+    def _log_weights(self, more: Tensor | None) -> Tensor | None:
         """The set's log_weight and `more` together, float64 [n] or None."""
         if self.log_weight is None or more is None:
             return self.log_weight if more is None else more
         return self.log_weight + more
 
-    def prepared(self, log_weight: Tensor | None, *, by_label: bool, backend: str) -> PreparedSet:
+    def _prepared(self, log_weight: Tensor | None, *, by_label: bool, backend: str) -> PreparedSet:
         """What `ops.stable_target` takes; `log_weight` [n] is added to the set's own."""
-        total = self.log_weights(log_weight)
+        total = self._log_weights(log_weight)
         values = self._values.load() if isinstance(self._values, Resident) else None
         if values is None and self._norms.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
@@ -265,11 +272,11 @@ class References:
             self._affine,
             None if total is None else ar.LOG2E * total,
             self.labels if by_label else None,
-            self.columns(backend),
+            self._columns_for(backend),
             list(self._shard or (0, len(self))),
         )
 
-    def columns(self, backend: str) -> Tensor | None:
+    def _columns_for(self, backend: str) -> Tensor | None:
         """The copy that `backend` multiplies in stage 4, made at the first use and kept; or None.
 
         It takes as much memory as the values, which is why a set that only gives subsets has none,
@@ -298,7 +305,7 @@ class References:
         vars(self).update(state)
         self._hold(self._values)
 
-    def logits_are_finite(
+    def _logits_are_finite(
         self, x: Tensor, sigma: Tensor, alpha: Tensor, D: Tensor | None
     ) -> Tensor:
         """Whether stage 2 cannot overflow, bool [B], for samples [B, d] and float64 [B]."""

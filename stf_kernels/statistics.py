@@ -18,15 +18,24 @@ class TargetStats(NamedTuple):
     With logit_ik = -||x_i - alpha_i y_k||^2 / (2 sigma_i^2) + log_weight_k, or for Student-t noise
     -(d + D)/2 log(1 + ||x_i - alpha_i y_k||^2 / (sigma_i^2 D)) + log_weight_k; w = softmax(logit).
     Rows that have no target (NaN) have NaN here, and argmax -1.
+
+    Attributes:
+        lse: log sum_k exp logit_k, float64 [B], nats
+        ess: effective number of references, 1 / sum_k w_k^2, float64 [B], 1 to n
+        entropy: -sum_k w_k log w_k, float64 [B], nats, 0 to log n
+        max_weight: the largest w_k, float64 [B], 1 / n to 1
+        argmax: the first reference of the largest weight, int64 [B], index into the references
+        second_moment: sum_k w_k ||y_k||^2, float64 [B], data units squared
+        lost_mass: share of the softmax in weights too small for the precision, float64 [B], 0 to 1
     """
 
-    lse: Tensor  # [B] float64, nats: log sum_k exp logit_k
-    ess: Tensor  # [B] float64, references: 1 / sum_k w_k^2
-    entropy: Tensor  # [B] float64, nats: -sum_k w_k log w_k
-    max_weight: Tensor  # [B] float64
-    argmax: Tensor  # [B] int64: the first reference of the largest weight
-    second_moment: Tensor  # [B] float64, data units squared: sum_k w_k ||y_k||^2
-    lost_mass: Tensor  # [B] float64: share of the softmax in weights too small for the precision
+    lse: Tensor
+    ess: Tensor
+    entropy: Tensor
+    max_weight: Tensor
+    argmax: Tensor
+    second_moment: Tensor
+    lost_mass: Tensor
 
 
 def from_sums(

@@ -13,6 +13,7 @@ from .arguments import (
     as_references,
     byte_count,
     check_classes,
+    check_precision,
     check_samples,
     check_shard,
     checked_labels,
@@ -207,7 +208,7 @@ def validate(
         if bool(bad.any()):
             raise ValueError(f"D[{first(bad)}] must be > 0 and finite, got {degrees[bad][0]:g}")
 
-    bad = ~refs.logits_are_finite(x_t.flatten(1), sigma, alpha, degrees)
+    bad = ~refs._logits_are_finite(x_t.flatten(1), sigma, alpha, degrees)
     if bool(bad.any()):
         raise ValueError(
             f"sigma[{first(bad)}] must be large enough for the logits to be finite in float64, "
@@ -219,7 +220,7 @@ def validate(
         check_classes(labels, refs)
     if log_weight is not None:
         log_weight = check_log_weight(log_weight, len(refs), x_t.device)
-    weight = refs.log_weights(log_weight)
+    weight = refs._log_weights(log_weight)
     if weight is None:
         return
     bad = torch.isnan(weight) | (weight == torch.inf)
@@ -263,8 +264,7 @@ def _call(
     try:
         check_samples(x_t)
         check_shard(ref, group)
-        if not isinstance(precision, str) or precision not in ar.LIMBS:
-            raise ValueError(f"precision must be 'exact' or 'fast', got {precision!r}")
+        check_precision(precision)
         kind, parameters = parse(target)
         if validate_values:
             validate(
@@ -288,7 +288,7 @@ def _call(
             per_row("alpha", alpha, x_t),
             freedom(noise, D, x_t),
             labels,
-            *refs.prepared(log_weight, by_label=labels is not None, backend=backend),
+            *refs._prepared(log_weight, by_label=labels is not None, backend=backend),
             number,
             kind,
             [per_row(f"a parameter of target {kind!r}", p, x_t) for p in parameters],

@@ -145,3 +145,23 @@ def test_compiles_as_one_graph_to_the_same_bits(digits, precision, backend):
 def test_references_are_asked_for(refs):
     with pytest.raises(TypeError, match="refs must be References, got"):
         IdealDenoiser(refs)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"noise": "laplace"}, "noise must be 'gaussian' or 'student_t', got 'laplace'"),
+        ({"noise": "student_t"}, "D, the degrees of freedom, must be given with"),
+        ({"D": 4}, "D is for noise='student_t', got noise='gaussian'"),
+        ({"noise": "student_t", "D": -1.0}, "D must be a number > 0, got -1.0"),
+        ({"noise": "student_t", "D": "4"}, "D must be a number > 0, got '4'"),
+        ({"precision": "half"}, "precision must be 'exact' or 'fast', got 'half'"),
+        ({"backend": "gpu"}, "backend must be one of 'auto', .*, got 'gpu'"),
+        ({"workspace": 0}, "workspace must be a number of bytes >= 1, got 0"),
+    ],
+    ids=str,
+)
+def test_options_are_checked_before_the_first_call(options, words):
+    refs = References(torch.zeros(2, 3, dtype=torch.uint8), value_range=(0, 1))
+    with pytest.raises(ValueError, match=f"^{words}"):
+        IdealDenoiser(refs, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -239,6 +240,22 @@ def test_save_keeps_links_and_modes_and_replaces_files_only(tmp_path: Path):
     with pytest.raises(ValueError, match="path must name a file, new or to be replaced"):
         resident().save(tmp_path / "pipe")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "set.stf"]
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "words"),
+    [
+        (".", ValueError, "path must name a file, new or to be replaced, got '.'"),
+        ("", ValueError, "path must name a file, new or to be replaced, got ''"),
+        ("no/x", FileNotFoundError, "path must be in a folder that exists, got 'no/x'"),
+        ("x.npy", ValueError, "path must not end in .npy, which is another format, got 'x.npy'"),
+    ],
+)
+def test_save_says_what_is_wrong_with_a_path(path, error, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=f"^{re.escape(words)}$"):
+        resident().save(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_that_save_one_file_leave_a_whole_one(tmp_path: Path):

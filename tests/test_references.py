@@ -324,3 +324,13 @@ def test_validation_sees_logits_that_overflow(sigma, alpha):
     assert stable_target(x, refs, sigma, alpha=alpha).isnan().all()
     with pytest.raises(ValueError, match=r"sigma\[0\] must be "):
         validate(x, refs, sigma, alpha=alpha)
+
+
+def test_the_face_is_what_the_readme_speaks_of():
+    """What other modules need of a set has an underscore, so that help() is about using one."""
+    face = {name for name in dir(References) if not name.startswith("_")}
+    assert face == {
+        *("device", "placement", "limbs", "total", "nbytes", "classes"),
+        *("from_file", "save", "load", "offload", "to"),
+        *("subset", "decode", "with_flips", "cells", "shard"),
+    }

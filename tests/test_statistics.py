@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pydoc
+import re
 
 import helpers
 import pytest
@@ -10,7 +12,13 @@ import torch
 from helpers import HALF_ULP32, HALF_ULP64, LIMBS, LIMIT, byte_values, row_norm
 from torch import Tensor
 
-from stf_kernels import References, oracle, stable_target, stable_target_with_stats
+from stf_kernels import (
+    References,
+    TargetStats,
+    oracle,
+    stable_target,
+    stable_target_with_stats,
+)
 from stf_kernels.parameterization import KINDS
 
 
@@ -244,3 +252,10 @@ def test_a_wide_row_does_not_know_the_others(threads, backend, num_threads):
         for name in alone._fields:
             own, theirs = (float(getattr(s, name)[k]) for s, k in ((alone, 0), (together, i)))
             assert own == theirs, f"{name} of row {i}: {own!r} alone, {theirs!r} among 64"
+
+
+def test_help_says_what_each_statistic_is():
+    text = pydoc.render_doc(TargetStats, renderer=pydoc.plaintext)
+    fields = text.split("Attributes:")[1].split("Method resolution order")[0]
+    for name in TargetStats._fields:
+        assert re.search(rf"{name}: .*(float|int)64 \[B\]", fields), name
