@@ -94,10 +94,11 @@ PRODUCTS = """\
 instructions, in float64 elsewhere. A star behind a commit: the tree differed from it. A run whose
 hashes were recorded for another list of cases says so in place of `equal`."""
 WAYS = """\
-*code* is the instruction set of the backend's own C++; *least* the smallest workspace a call takes,
-one sample with 128 references at a time; *processes* share the references by torch.distributed
-(Gloo), each with samples of its own. An empty field was not run there. On the CPU `triton` is
-Triton's interpreter.
+*code* is the instruction set of the backend's own C++; an x86-64 build has baseline, avx2 and
+avx512, and there are lines for those that a processor had. *least* is the smallest workspace a call
+takes, one sample with 128 references at a time; *processes* share the references by
+torch.distributed (Gloo), each with samples of its own. An empty field was not run there. On the CPU
+`triton` is Triton's interpreter.
 """
 
 
@@ -152,8 +153,9 @@ def main() -> int:
     if options.record:
         settings = [f"{name}={os.environ[name]}" for name in ENVIRONMENT if name in os.environ]
         command = shlex.join([*settings, "python", "-m", "bench.fingerprints", *sys.argv[1:]])
+        line = json.dumps(row(outcomes, command, options.commit))  # before the tree differs by it
         with ROWS.open("a") as file:
-            file.write(json.dumps(row(outcomes, command, options.commit)) + "\n")
+            file.write(f"{line}\n")
     if options.record or options.render:
         TABLE.write_text(document(list(map(json.loads, ROWS.read_text().splitlines()))))
     return golden.status(outcomes)
