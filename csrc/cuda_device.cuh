@@ -34,9 +34,11 @@ STF_DEVICE SharedAddress shared_address(const void* memory) {
   return static_cast<SharedAddress>(__cvta_generic_to_shared(memory));
 }
 
-// 16 bytes from global to shared memory, past the registers; those after `bytes` become zero.
+// 16 bytes from global to shared memory, past the registers; those after `bytes` become zero. The
+// L2 cache fetches 128 bytes.
 STF_DEVICE void cp_async_16(SharedAddress to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(bytes)
                : "memory");
 }
 
@@ -62,8 +64,7 @@ STF_DEVICE void ldmatrix(uint32_t (&out)[4], SharedAddress row) {
 // a's are rows 0..7, 8..15 of bytes 0..15, then of bytes 16..31; b's are columns, 16 bytes each.
 // sums: rows lane / 4 and 8 more, columns 2 (lane % 4) and one more; columns fastest.
 STF_DEVICE void mma(int32_t (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

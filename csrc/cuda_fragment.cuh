@@ -17,19 +17,30 @@ constexpr int kTileRows = kBlock;  // so that a tile's maxima are the anchors of
 constexpr int kSafeTerms = 131071 / 128 * 128;  // of an int32 sum, in whole steps of any tile
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
-template <int L, int MT, int NT>  // digits; blocks of rows and of samples
+// f(m, j, i) for each element of a thread: MT blocks of rows, NT of samples.
+template <int MT, int NT, class F>
+STF_DEVICE void for_each(const F& f) {
+#pragma unroll
+  for (int m = 0; m < MT; ++m)
+#pragma unroll
+    for (int j = 0; j < NT; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) f(m, j, i);
+}
+
+template <class T, int MT, int NT>
+struct Elements {
+  T of[MT][NT][4];
+};
+
+template <int L, int MT, int NT>
 struct Fragment {
   int32_t sums[L][MT][NT][4];
 
   STF_DEVICE void clear() {
 #pragma unroll
     for (int l = 0; l < L; ++l)
-#pragma unroll
-      for (int m = 0; m < MT; ++m)
-#pragma unroll
-        for (int j = 0; j < NT; ++j)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) sums[l][m][j][i] = 0;
+      for_each<MT, NT>([&](int m, int j, int i) { sums[l][m][j][i] = 0; });
   }
 
   STF_DEVICE int64_t total(int m, int j, int i) const {
@@ -38,12 +49,6 @@ struct Fragment {
     for (int l = L - 2; l >= 0; --l) total = total * 256 + sums[l][m][j][i];
     return total;
   }
-};
-
-// An element of each sum of a fragment.
-template <class T, int MT, int NT>
-struct Elements {
-  T of[MT][NT][4];
 };
 
 struct Corner {  // the place of a thread's first element in its tile
@@ -55,7 +60,7 @@ struct Corner {  // the place of a thread's first element in its tile
         sample(warp_sample + static_cast<int>(lane_id()) % 4 * 2) {}
 };
 
-// f(m, j, i, row, sample) for each element of a thread, samples slowest.
+// The same with the element's place in the tile, samples slowest.
 template <int MT, int NT, class F>
 STF_DEVICE void for_each_element(Corner corner, const F& f) {
 #pragma unroll
@@ -161,12 +166,10 @@ STF_DEVICE void write_logits(const Elements<double, MT, NT>& logits, Corner corn
 }
 
 struct NumTile {
-  int64_t* num;         // [B, R, d]
+  int64_t* num;         // [B, R d]
   const int32_t* rows;  // of the slots: the tile's first and those after it
   int slots;            // that there are, from the tile's first on
-  int64_t limbs;        // R
-  int64_t limb;         // the tile's
-  int64_t values;       // d
+  int64_t values;       // R d
   int64_t first_value;  // of the tile
   bool add;             // to what other parts of the sum bring
 };
@@ -176,16 +179,19 @@ struct NumTile {
 // Output   num, stored or added to
 template <int L, int MT, int NT>
 STF_DEVICE void write_num(const Fragment<L, MT, NT>& sums, Corner corner, const NumTile& tile) {
-  for_each_element<MT, NT>(corner, [&](int m, int j, int i, int row, int sample) {
-    const int64_t value = tile.first_value + row;
-    if (sample >= tile.slots || value >= tile.values) return;
-    int64_t& num = tile.num[(tile.rows[sample] * tile.limbs + tile.limb) * tile.values + value];
-    const int64_t total = sums.total(m, j, i);
-    if (tile.add)
-      atomic_add(&num, total);
-    else
-      num = total;
-  });
+  Elements<int64_t, MT, NT> totals;  // all of them first: that sets the sums' registers free
+  for_each<MT, NT>([&](int m, int j, int i) { totals.of[m][j][i] = sums.total(m, j, i); });
+  const auto each = [&](const auto& put) {
+    for_each_element<MT, NT>(corner, [&](int m, int j, int i, int row, int sample) {
+      const int64_t value = tile.first_value + row;
+      if (sample < tile.slots && value < tile.values)
+        put(tile.num + tile.rows[sample] * tile.values + value, totals.of[m][j][i]);
+    });
+  };
+  if (tile.add)
+    each([](int64_t* num, int64_t total) { atomic_add(num, total); });
+  else
+    each([](int64_t* num, int64_t total) { *num = total; });
 }
 
 }  // namespace stf::cuda

@@ -47,39 +47,40 @@ struct Operands {        // of a tile
   int limbs;
 };
 
-// Fills stages, one after the other: every thread copies 16 terms of each 64 rows.
+// Fills stages, one after the other: a thread copies 16 terms of every 64th row.
 template <int L, int NT>
 class Loader {
   using Size = Shape<L, NT>;
-  static constexpr int kRows = kThreads / (kTerms / kCopy);  // in one go
+  static constexpr int kChunks = kTerms / kCopy, kRows = kThreads / kChunks;
 
  public:
   STF_DEVICE explicit Loader(const Operands& from)
-      : from_(from), row_(threadIdx.x / 4), first_(threadIdx.x % 4 * kCopy), term_(first_) {}
+      : from_(from), row_(threadIdx.x / kChunks), first_(threadIdx.x % kChunks * kCopy) {
+    const int sample = row_ % Size::kSamples, digit = row_ / Size::kSamples;
+    wide_ = from.wide + row_ * from.wide_pitch + first_;
+    digits_ = from.digits + (sample * L + digit) * from.digit_pitch + first_;
+    digit_bytes_ = sample < from.samples ? kCopy : 0;
+  }
 
   STF_DEVICE void load(int stage) {
-    const int to = stage * Size::kStageBytes + swizzled(row_, threadIdx.x % 4);
+    const int to = stage * Size::kStageBytes + swizzled(row_, first_ / kCopy);
+    const int left = max(0, min(from_.terms - first_ - done_, kCopy));
 #pragma unroll
-    for (int i = 0; i < kTileRows; i += kRows) {
-      const int row = row_ + i;
-      const int left = row < from_.wide_rows ? from_.terms - term_ : 0;
-      const int8_t* at = left > 0 ? from_.wide + row * from_.wide_pitch + term_ : from_.wide;
-      copy(to + i * kTerms, at, max(0, min(left, kCopy)));
-    }
+    for (int i = 0; i < kTileRows; i += kRows)
+      copy(to + i * kTerms, wide_ + i * from_.wide_pitch, row_ + i < from_.wide_rows ? left : 0);
     const SharedAddress digits = shared_address(dynamic_shared_memory()) + to + Size::kWideBytes;
 #pragma unroll
-    for (int i = 0; i < L * Size::kSamples; i += kRows) {
-      const int digit = (row_ + i) / Size::kSamples, sample = (row_ + i) % Size::kSamples;
-      const bool there = sample < from_.samples;
-      if (digit < L)
-        cp_async_16(digits + i * kTerms,
-                    from_.digits + ((there ? sample : 0) * L + digit) * from_.digit_pitch + term_,
-                    there ? kCopy : 0);
-    }
-    term_ += kTerms;
-    if (term_ - first_ >= from_.terms) {
-      term_ = first_;
-      from_.wide += from_.next_limb;
+    for (int i = 0; i < L * Size::kSamples; i += kRows)
+      if (row_ + i < L * Size::kSamples)
+        cp_async_16(digits + i * kTerms, digits_ + i / Size::kSamples * from_.digit_pitch,
+                    digit_bytes_);
+    wide_ += kTerms;
+    digits_ += kTerms;
+    done_ += kTerms;
+    if (done_ >= from_.terms) {
+      wide_ += from_.next_limb - done_;
+      digits_ -= done_;
+      done_ = 0;
     }
   }
 
@@ -95,8 +96,11 @@ class Loader {
         make_uint4(words[0], words[1], words[2], words[3]);
   }
 
-  Operands from_;
-  int row_, first_, term_;
+  const Operands from_;
+  const int row_, first_;
+  int done_ = 0;  // terms of this limb
+  const int8_t *wide_, *digits_;
+  int digit_bytes_;
 };
 
 // The place of this thread's warp in the tile.
@@ -193,27 +197,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   Elements<double, kMT, NT> dot = {};
   if constexpr (Short) {
     accumulate<L, NT>(from, sums, [](auto&) {});
-    for_each_element<kMT, NT>(corner, [&](int m, int j, int i, int, int) {
-      dot.of[m][j][i] = static_cast<double>(sums.total(m, j, i));
-    });
+    for_each<kMT, NT>(
+        [&](int m, int j, int i) { dot.of[m][j][i] = static_cast<double>(sums.total(m, j, i)); });
   } else {
-    Elements<int64_t, kMT, NT> total = {};
+    Elements<int64_t, kMT, NT> spans = {};  // of the limb, together
     int terms = 0;
     accumulate<L, NT>(from, sums, [&](auto& sums) {
       terms += kTerms;
       const bool whole = terms >= from.terms;
       if (!whole && terms % kSafeTerms != 0) return;
-      for_each_element<kMT, NT>(corner, [&](int m, int j, int i, int, int) {
-        int64_t& sum = total.of[m][j][i];
-        double& all = dot.of[m][j][i];
-        sum += sums.total(m, j, i);
-        if (whole) {
-          all = all * 256.0 + static_cast<double>(sum);
-          sum = 0;
-        }
-      });
+      for_each<kMT, NT>([&](int m, int j, int i) { spans.of[m][j][i] += sums.total(m, j, i); });
       sums.clear();
-      if (whole) terms = 0;
+      if (!whole) return;
+      for_each<kMT, NT>([&](int m, int j, int i) {
+        dot.of[m][j][i] = dot.of[m][j][i] * 256.0 + static_cast<double>(spans.of[m][j][i]);
+      });
+      spans = {};
+      terms = 0;
     });
   }
 
@@ -225,34 +225,31 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 // Stage 4 for the rows with many survivors.
-// Input    digits by slot, dense and dense_rows; columns [R, d, n padded to 128]
+// Input    digits by slot, dense and dense_rows; columns [R d, n padded to 128]
 // Output   num of those rows
 // Math     num = sum_k P_k v_k
 // Presumes num is zero; the grid has a block for each tile and part, were all rows dense
-// Tiles    128 values of a limb by 64 slots, slots fastest; n is cut into as many parts as int32
-//          sums ask for, or as keep all blocks of a small product busy
+// Tiles    128 of the R d values by 64 slots, slots fastest; n is cut into as many parts as int32
+//          sums ask for, or as keep all processors busy with a small product
 template <int L>
 __global__ void __launch_bounds__(kThreads, 1)
     dense_kernel(Survivors survivors, Matrix columns, int64_t* num, unsigned processors) {
   constexpr int NT = 2, kSamples = Shape<L, NT>::kSamples;
-  const unsigned dense = *survivors.dense;
-  const unsigned slot_tiles = (dense + kSamples - 1) / kSamples;
-  const unsigned value_tiles = static_cast<unsigned>(ceil_div(columns.rows, kTileRows));
-  const unsigned tiles = slot_tiles * value_tiles * static_cast<unsigned>(columns.limbs);
+  const unsigned dense = *survivors.dense, width = static_cast<unsigned>(columns.terms);
+  const unsigned slot_tiles = ceil_div(dense, kSamples);
+  const unsigned tiles = slot_tiles * static_cast<unsigned>(ceil_div(columns.rows, kTileRows));
   if (tiles == 0) return;
-  const unsigned width = static_cast<unsigned>(padded(columns.terms));
   const unsigned parts =
-      max(min(processors / tiles, width / kPartTerms), (width + kSafeTerms - 1) / kSafeTerms);
-  const unsigned part = blockIdx.x / tiles, place = blockIdx.x % tiles;
-  const unsigned part_terms = ((width + parts - 1) / parts + kBlock - 1) / kBlock * kBlock;
+      max(min(processors / tiles, width / kPartTerms), unsigned(ceil_div(width, kSafeTerms)));
+  const unsigned part_terms = padded(ceil_div(width, parts));
+  const unsigned part = blockIdx.x / tiles, tile = blockIdx.x % tiles;
   const int64_t first_term = int64_t{part} * part_terms;
   if (part >= parts || first_term >= width) return;
 
-  const int64_t limb = place / slot_tiles / value_tiles;
-  const int64_t first_slot = int64_t{place % slot_tiles} * kSamples;
+  const int64_t first_slot = int64_t{tile % slot_tiles} * kSamples;
+  const int64_t first_value = int64_t{tile / slot_tiles} * kTileRows;
   const int slots = static_cast<int>(min(dense - first_slot, int64_t{kSamples}));
-  const int64_t first_value = int64_t{place / slot_tiles % value_tiles} * kTileRows;
-  const Operands from{columns.values + (limb * columns.pitch + first_value) * width + first_term,
+  const Operands from{columns.values + first_value * width + first_term,
                       width,
                       0,
                       static_cast<int>(min(columns.rows - first_value, int64_t{kTileRows})),
@@ -266,9 +263,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Warp<NT> warp;
   Fragment<L, kMT, NT> sums;
   accumulate<L, NT>(from, sums, [](auto&) {});
-  write_num(sums, Corner(warp.row, warp.sample),
-            NumTile{num, survivors.dense_rows + first_slot, slots, columns.limbs, limb,
-                    columns.rows, first_value, parts > 1});
+  write_num(
+      sums, Corner(warp.row, warp.sample),
+      NumTile{num, survivors.dense_rows + first_slot, slots, columns.rows, first_value, parts > 1});
 }
 
 // f(std::integral_constant<int, L>) for the L that a precision has.
@@ -311,14 +308,16 @@ void multiply_dense(Survivors survivors, int64_t rows, int limbs, Matrix columns
                    {"limbs", columns.limbs}}};
   const DeviceGuard guard(place.device, name);
   const int processors = attribute(cudaDevAttrMultiProcessorCount, place.device, name);
+  const int64_t values = columns.limbs * columns.rows, terms = padded(columns.terms);
+  const Matrix flat{columns.values, 1, values, terms, values};
   with_limbs(limbs, name, [&](auto limbs) {
     constexpr int L = decltype(limbs)::value;
     using Size = Shape<L, 2>;
-    const int64_t tiles = ceil_div(rows, Size::kSamples) * ceil_div(columns.rows, kTileRows) *
-                          columns.limbs * ceil_div(padded(columns.terms), kSafeTerms);
+    const int64_t blocks =
+        ceil_div(rows, Size::kSamples) * ceil_div(values, kTileRows) * ceil_div(terms, kSafeTerms);
     launch(dense_kernel<L>, name,
-           Grid{std::max(tiles, int64_t{processors}), kThreads, Size::kBytes}, place.stream,
-           survivors, columns, num, static_cast<unsigned>(processors));
+           Grid{std::max(blocks, int64_t{processors}), kThreads, Size::kBytes}, place.stream,
+           survivors, flat, num, static_cast<unsigned>(processors));
   });
 }
 
