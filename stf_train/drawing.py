@@ -41,7 +41,7 @@ HOW = (
     how("S_min", FROM_ZERO, "Lowest noise to churn.", FLOAT),
     how("S_max", click.FloatRange(min=0), "Highest noise to churn.", FLOAT),
     how("S_noise", FROM_ZERO, "Noise inflation.", FLOAT),
-    how("eta", click.FloatRange(0, 1), "Fresh noise, of ddim.", FLOAT),
+    how("eta", Finite(0, 1), "Fresh noise, of ddim.", FLOAT),
     how("snr", POSITIVE, "Signal to noise of the corrector, of pc.", FLOAT),
     how("tolerance", POSITIVE, "Error of a step, of rk45.", FLOAT),
     how("last_denoise", click.BOOL, "Whether rk45 ends with the denoiser.", "BOOL"),

@@ -37,7 +37,7 @@ class Progress:
     ) -> None:
         self._total, self._unit, self._what = total, unit, what
         self._brief, self._quiet = brief, quiet
-        self._done, self._note, self._said = done, "", -1
+        self.done, self._note, self._said = done, "", -1
         self._begun = time.monotonic()
         self._next = self._begun + SOON
         self._bar: tqdm[None] | None = None
@@ -45,17 +45,11 @@ class Progress:
             delay = 1.0 if brief else 0.0
             self._bar = tqdm(total=total, initial=done, unit=unit, desc=what or None, delay=delay)
 
-    def update(self, done: int = 1, note: str = "", what: str | None = None) -> None:
-        """Counts units as done; `note` says what there is to say of them, `what` of what they are.
-
-        Nothing is written more often than now and then.
-        """
-        self._done += done
+    def update(self, done: int = 1, note: str = "") -> None:
+        """Counts units as done; `note` says what there is to say of them."""
+        self.done += done
         self._note = note
-        if what is not None:
-            self._what = what
         if self._bar is not None:
-            self._bar.set_description_str(self._what or None, refresh=False)
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done)
         elif not self._quiet and time.monotonic() >= self._next:
@@ -63,8 +57,8 @@ class Progress:
 
     def _say(self) -> None:
         now = time.monotonic()
-        self._next, self._said = now + EVERY, self._done
-        count, taken = f"{self._unit} {self._done}/{self._total}", f"{now - self._begun:.0f} s"
+        self._next, self._said = now + EVERY, self.done
+        count, taken = f"{self._unit} {self.done}/{self._total}", f"{now - self._begun:.0f} s"
         line = ", ".join(part for part in (count, self._note, taken) if part)
         click.echo(f"{self._what}: {line}" if self._what else line, err=True)
 
@@ -79,7 +73,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif not self._quiet and self._said != self._done:
+        elif not self._quiet and self._said != self.done:
             soon = time.monotonic() < self._begun + SOON
             if not (self._brief and soon):
                 self._say()

@@ -123,7 +123,7 @@ def switch(name: str, help: str) -> Callable[[F], F]:
 @switch("cond", "Trains a class-conditional network.")
 @setting(
     "label_dropout",
-    click.FloatRange(0, 1),
+    Finite(0, 1),
     "How often a class is hidden, for classifier-free guidance.",
     metavar="FLOAT",
     nothing="0.1 with --cond 1",
@@ -196,7 +196,7 @@ def switch(name: str, help: str) -> Callable[[F], F]:
 )
 @setting(
     "dropout",
-    click.FloatRange(0, 1, max_open=True),
+    Finite(0, 1, max_open=True),
     "Dropout probability.",
     metavar="FLOAT",
     nothing="the network's",

@@ -7,16 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
 from stf_train import data
-from stf_train.options import Seeds, bad
+from stf_train.options import OVERWRITE, SEED_MAX, SETTINGS, F, Seeds, bad, writable
 from stf_train.process import VE
+from stf_train.progress import Progress
 from stf_train.variance import Budget, Patches, Problem, TwoGaussians, closed_forms, measured
 from stf_train.variance_plots import Numbers, Panel, save_study, save_variance
 from stf_train.variance_study import Arm, Judge, Settings, study, table
 
-SETTINGS = {"show_default": True, "max_content_width": 100}
 GAUSSIANS = Budget(points=41, samples=8192, divergence_samples=2048)
 PATCHES = Budget(points=26, samples=3072, divergence_samples=1024)
 # Of the study: a tenth of the steps, and little to judge by.
@@ -24,41 +23,47 @@ QUICK_STUDY = Settings(steps=32, looks=(16, 32), cbase=16, judged=256, drawn=100
 QUICK = Budget(points=11, samples=512, divergence_samples=256)
 
 
-def png(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The option for where a picture goes."""
-    return click.option(
+def png(default: str) -> Callable[[F], F]:
+    """The options for where a picture goes."""
+    output = click.option(
         "--output",
         metavar="PNG",
         type=click.Path(dir_okay=False, path_type=Path),
         default=default,
         help="The picture; its numbers go beside it, with .json in place of .png.",
     )
+    return lambda function: output(OVERWRITE(function))
 
 
 SEED = click.option(
-    "--seed", metavar="INT", type=click.IntRange(0), default=0, help="Of all draws."
+    "--seed", metavar="INT", type=click.IntRange(0, SEED_MAX), default=0, help="Of all draws."
 )
 FEW = click.option("--quick", is_flag=True, help="A few points with large errors, in seconds.")
 
 
 @click.group(context_settings=SETTINGS)
-def variance() -> None:
+@FEW
+@click.pass_context
+def variance(context: click.Context, quick: bool) -> None:
     """The variance of training targets: Figures 2 and 3 of the STF paper, and a training study."""
+    # The commands have the option, too; draw, which measures nothing, takes no notice.
+    context.default_map = {name: {"quick": quick} for name in variance.commands}
 
 
 @variance.command("figure-2")
 @png("figure-2.png")
 @SEED
 @FEW
-def figure_2(output: Path, seed: int, quick: bool) -> None:
+def figure_2(output: Path, overwrite: bool, seed: int, quick: bool) -> None:
     """V_DSM, D(t) and V_STF on two Gaussians, beside their closed forms.
 
     They lie at +-.1 in 64 dimensions with deviation 1e-4; noise is VE, sigma .01 to 50; n is 1, 10,
     50 and 100. V_DSM and D(t) are those of a set of 1000 samples, V_STF has fresh references.
     """
+    check(output, overwrite)
     problem, ns = TwoGaussians(seed=seed), (1, 10, 50, 100)
     budget = QUICK if quick else GAUSSIANS
-    (panel,) = measure([problem], ns, budget, seed, output)
+    (panel,) = measure([problem], ns, budget, seed)
     panel = Panel(panel.title, panel.curves + tuple(closed_forms(problem, VE(), ns)))
     finish(output, seed, budget, [panel])
 
@@ -67,15 +72,16 @@ def figure_2(output: Path, seed: int, quick: bool) -> None:
 @png("figure-3.png")
 @SEED
 @FEW
-def figure_3(output: Path, seed: int, quick: bool) -> None:
+def figure_3(output: Path, overwrite: bool, seed: int, quick: bool) -> None:
     """V_DSM, D(t) and V_STF on 1024 and on 4096 patches of photographs, 3x16x16 in [0, 1].
 
     Noise is VE, sigma .01 to 50; n is 1, 100 and 1000. The patches are all the distribution there
     is, so that the posterior over them is exact and only the noisy samples are drawn by chance.
     """
+    check(output, overwrite)
     problems = [Patches(N, seed) for N in (1024, 4096)]
     budget = QUICK if quick else PATCHES
-    finish(output, seed, budget, measure(problems, (1, 100, 1000), budget, seed, output))
+    finish(output, seed, budget, measure(problems, (1, 100, 1000), budget, seed))
 
 
 @variance.command("draw")
@@ -123,6 +129,7 @@ def study_command(rows: Path, seeds: list[int], references: Sequence[int], quick
     settings = QUICK_STUDY if quick else Settings()
     if rows.suffix != ".jsonl":
         raise bad("--rows", f"{rows} does not end in .jsonl.")
+    writable("--rows", rows, overwrite=True)
     if min(references) < settings.batch:
         raise bad(
             "--references", f"{min(references)} is less than the minibatch of {settings.batch}."
@@ -132,12 +139,12 @@ def study_command(rows: Path, seeds: list[int], references: Sequence[int], quick
         raise bad("--seeds", "two seeds at least are needed for a deviation over seeds.")
     arms = [Arm(None), *(Arm(n) for n in sorted(set(references)))]
     found = []
-    with tqdm(total=len(arms) * len(seeds) * settings.steps, unit="step") as bar:
+    with Progress(len(arms) * len(seeds) * settings.steps, "step") as progress:
         try:
-            for row in study(rows, settings, arms, seeds, lambda: bar.update() and None):
+            for row in study(rows, settings, arms, seeds, progress.update):
                 if Arm(row.n) in arms and row.seed in seeds:
                     found.append(row)
-                    bar.update(settings.steps * len(found) - bar.n)
+                    progress.update(settings.steps * len(found) - progress.done)
         except ValueError as error:
             raise bad("--rows", str(error)) from error
     picture = rows.with_suffix(".png")
@@ -148,17 +155,22 @@ def study_command(rows: Path, seeds: list[int], references: Sequence[int], quick
     click.echo(f"{rows} and {picture}")
 
 
-def measure(
-    problems: Sequence[Problem], ns: Sequence[int], budget: Budget, seed: int, output: Path
-) -> list[Panel]:
-    """The panels of the problems, with a progress bar."""
+def check(output: Path, overwrite: bool) -> None:
+    """Refuses a picture that cannot be written, or is there."""
     if output.suffix != ".png":
         raise bad("--output", f"{output} does not end in .png.")
+    for path in (output, output.with_suffix(".json")):
+        writable("--output", path, overwrite)
+
+
+def measure(
+    problems: Sequence[Problem], ns: Sequence[int], budget: Budget, seed: int
+) -> list[Panel]:
+    """The panels of the problems."""
     panels = []
-    with tqdm(total=len(problems) * (2 + len(ns)) * budget.points, unit="point") as bar:
+    with Progress(len(problems) * (2 + len(ns)) * budget.points, "point") as progress:
         for problem in problems:
-            bar.set_description(problem.name)
-            curves = measured(problem, VE(), ns, budget, seed, lambda: bar.update() and None)
+            curves = measured(problem, VE(), ns, budget, seed, progress.update)
             panels.append(Panel(problem.name, tuple(curves)))
     return panels
 

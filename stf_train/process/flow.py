@@ -38,6 +38,18 @@ class Flow(Process):
     def c_noise(self, t: Tensor) -> Tensor:
         return t
 
+    def diffusion(self, t: Tensor) -> Tensor:
+        """g^2 = 2 sigma |sigma'|, the noise that is put in and taken out again on the way.
+
+        Every g has the flow's own marginals, its drift being the velocity + g^2 score / 2. That of
+        the forward process (`Path.diffusion`) is infinite where alpha = 0, at the very start; this
+        is it without the term in alpha'.
+
+        Source: Albergo, Boffi, Vanden-Eijnden, "Stochastic Interpolants", 2023; Ma et al., "SiT",
+        ECCV 2024.
+        """
+        return 2 * self.sigma(t) * self.sigma_dot(t).abs()
+
 
 @dataclass(frozen=True)
 class FlowToNoise(Flow):

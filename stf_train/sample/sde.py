@@ -33,16 +33,8 @@ def euler_maruyama_step(
     Written with the velocity of the probability flow, f x - g^2 score = velocity - g^2 score / 2,
     which holds whichever way time runs.
 
-    Raises:
-        ValueError: alpha is 0 at t, where g has no finite value.
-
     Source: Song et al. 2021, Equation 6.
     """
-    if not bool((process.alpha(t) != 0).all()):
-        raise ValueError(
-            f"t must start where alpha is above 0 for Euler-Maruyama under {process}, "
-            f"got alpha 0 at t = {t.flatten()[0].item()}"
-        )
     g2 = process.diffusion(t) * (s - t).abs()
     flow = (s - t) * process.velocity(D, x, t)
     return x + flow + g2 / 2 * process.score(D, x, t), g2.sqrt()

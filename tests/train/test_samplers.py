@@ -8,7 +8,7 @@ import pytest
 import scipy.integrate
 import torch
 
-from stf_train.process import DDPM, VP, FlowToNoise, SigmaTime
+from stf_train.process import DDPM, VP, FlowToData, FlowToNoise, SigmaTime
 from stf_train.sample import (
     Churn,
     ddim,
@@ -389,15 +389,41 @@ def test_corrector_on_the_steps_of_ddpm():
     torch.testing.assert_close(asked[1], before + h * score + (2 * h).sqrt() * z)
 
 
-def test_euler_maruyama_needs_signal():
-    process = FlowToNoise()
-    states = euler_maruyama(normal(process), lambda: NOISE, [1.0, 0.5], process=process)
-    with pytest.raises(ValueError, match=r"alpha is above 0 .* got alpha 0 at t = 1\.0"):
-        last(states)
-    x = last(
-        predictor_corrector(normal(process), lambda: NOISE, [1.0, 0.5], process=process, snr=None)
-    ).x
-    assert x.isfinite().all()
+@pytest.mark.parametrize("process", [FlowToNoise(), FlowToData()])
+def test_euler_maruyama_starts_from_pure_noise(process):
+    """Where the forward SDE has an infinite g: moments of order 1 towards those of the data."""
+    start, end = process.span
+    errors = []
+    for steps in (100, 200, 400):
+        t = even_steps(steps - 1, start, end)
+        mean, deviation = pulses(
+            lambda randn, t=t: euler_maruyama(normal(process), randn, t, process=process),
+            steps,
+            process,
+            start,
+        )
+        left = process.sigma(torch.tensor(end)).item()  # the last step is D, affine in x
+        gain = S**2 / math.hypot(S, left / (1 - left)) ** 2
+        errors.append(math.hypot(mean - MU, deviation - S * math.sqrt(gain)))
+    assert errors[-1] < 0.01, errors
+    assert all(order > 0.8 for order in orders(errors)), errors
+
+
+@pytest.mark.parametrize("process", [FlowToNoise(), FlowToData()])
+def test_the_diffusion_of_a_flow_keeps_its_marginals(process):
+    """With g^2 > 0, other paths than the flow's and the same moments on the way; not with half."""
+    assert process.diffusion(torch.tensor([process.span[0]])).item() == pytest.approx(2)
+    middle = float(process.time(torch.tensor(0.7)))
+    t = even_steps(399, process.span[0], middle)
+
+    def state(randn):  # before the last step, D
+        *_, before, _ = euler_maruyama(normal(process), randn, t, process=process)
+        return [before]
+
+    mean, deviation = pulses(state, 400, process, t[0])
+    true_mean, true_deviation = moments(process, middle)
+    assert mean == pytest.approx(true_mean, abs=2e-3)
+    assert deviation == pytest.approx(true_deviation, abs=2e-3)
 
 
 def test_churn_leaves_pure_noise_alone():
