@@ -108,7 +108,21 @@ class Compute:
 
 
 def launched(device: str) -> Accelerator | None:
-    """The accelerator of a process that accelerate or torchrun started beside others, or None."""
+    """The accelerator of a process that torchrun or accelerate started beside others, or None.
+
+    Of accelerate's own settings, which come by the environment, none holds: those of the run do.
+
+    Raises:
+        ImportError: accelerate is not installed.
+        ValueError: accelerate was asked for several processes, and started one.
+    """
+    named = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE"} & os.environ.keys()
+    if named == {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"}:
+        # It has laid out where processes are to meet; on the CPU it starts them by mpirun alone.
+        raise ValueError(
+            "accelerate launch must start every process asked for, got one: it starts several on "
+            "GPUs only; use torchrun --nproc_per_node N -m stf_train"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     try:
@@ -117,4 +131,4 @@ def launched(device: str) -> Accelerator | None:
         raise ImportError(
             'several processes need accelerate: pip install "stf-kernels[train]"'
         ) from error
-    return Accelerator(cpu=device == "cpu")
+    return Accelerator(cpu=device == "cpu", mixed_precision="no", dynamo_backend="no")

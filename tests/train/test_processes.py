@@ -59,6 +59,9 @@ def child(rank: int, port: int, cases: dict, path: str) -> None:
         "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        # Of accelerate launch; the run says what holds.
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "ACCELERATE_DYNAMO_BACKEND": "EAGER",
     }
     torch.set_num_threads(1)
     for name, (values, batch_gpu) in cases.items():
@@ -139,3 +142,13 @@ def test_another_number_of_processes_is_refused(tmp_path, tiny):
     run.create(tmp_path, tiny(processes=2))
     with pytest.raises(ValueError, match=r"processes must be 2 as when the run .*, got 1"):
         next(run.advance(tmp_path))
+
+
+def test_one_process_where_several_were_asked_for_is_refused(monkeypatch):
+    """The environment of `accelerate launch --cpu --num_processes 2`, which starts one."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert launched("cpu") is None  # one was asked for
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(ValueError, match=r"accelerate launch must start .* torchrun"):
+        launched("cpu")
