@@ -117,52 +117,93 @@ STF_DEVICE void make_logits(Elements<double, MT, NT>& dot, Corner corner, const 
   });
 }
 
-// The end of stage 2.
-// Input    logits: this thread's elements of the tile
-// Output   relative, for the padding beyond n too; anchors
-// Math     m = max of l over the tile's references, NaN if one is; r = float(l - m), l for m = -inf
-// Presumes every thread with a part of the tile is here, and sync() is a barrier for them; a warp
-//          has 16 MT rows; nobody still reads `maxima`, which they share
-// Tiles    a sample's maximum goes by shuffles over the rows of a warp, by `maxima` over the warps
-template <int MT, int NT, int Samples, class Sync>
-STF_DEVICE void write_logits(const Elements<double, MT, NT>& logits, Corner corner,
-                             const LogitTile& tile,
-                             double (&maxima)[kTileRows / (16 * MT)][Samples], const Sync& sync) {
-  const auto on_samples = [&](const auto& f) {
+// The maxima of `Count` samples over the lanes that hold a part of them: at every step two lanes
+// trade halves of their samples. What is left begins with the sample that is returned.
+template <int Count, unsigned Step = 4>
+STF_DEVICE int trade_maxima(double* largest) {
+  if constexpr (Step == kWarp) {
+    return 0;
+  } else if constexpr (Count == 1) {
+    largest[0] = larger(largest[0], __shfl_xor_sync(kAllLanes, largest[0], Step));
+    return trade_maxima<1, 2 * Step>(largest);
+  } else {
+    constexpr int kHalf = Count / 2;
+    const bool upper = lane_id() & Step;
 #pragma unroll
-    for (int j = 0; j < NT; ++j)
-#pragma unroll
-      for (int e = 0; e < 2; ++e) f(j, e, corner.sample + 8 * j + e);
-  };
-  on_samples([&](int j, int e, int sample) {
-    double largest = kMinusInfinity;
-#pragma unroll
-    for (int m = 0; m < MT; ++m)
-      largest = larger(largest, larger(logits.of[m][j][e], logits.of[m][j][2 + e]));
-#pragma unroll
-    for (int lanes = 4; lanes < 32; lanes *= 2)  // those with the same samples
-      largest = larger(largest, __shfl_xor_sync(kAllLanes, largest, lanes));
-    if (lane_id() < 4) maxima[corner.row / (16 * MT)][sample] = largest;
-  });
-  sync();
+    for (int k = 0; k < kHalf; ++k) {
+      const double kept = upper ? largest[kHalf + k] : largest[k];
+      const double given = upper ? largest[k] : largest[kHalf + k];
+      largest[k] = larger(kept, __shfl_xor_sync(kAllLanes, given, Step));
+    }
+    return (upper ? kHalf : 0) + trade_maxima<kHalf, 2 * Step>(largest);
+  }
+}
 
-  const int64_t n = tile.call.out.n, blocks = ceil_div(n, kBlock);
-  on_samples([&](int j, int e, int sample) {
-    const int64_t s = tile.first_sample + sample;
-    if (s >= tile.samples) return;
-    double anchor = maxima[0][sample];
+// The largest logit of each sample over a warp's rows, to out[Samples].
+template <int MT, int NT>
+STF_DEVICE void warp_maxima(const Elements<double, MT, NT>& logits, Corner corner, double* out) {
+  constexpr int kCount = 2 * NT, kLeft = kCount > 8 ? kCount / 8 : 1;
+  double largest[kCount];
 #pragma unroll
-    for (int warp = 1; warp < kTileRows / (16 * MT); ++warp)
-      anchor = larger(anchor, maxima[warp][sample]);
-    if (corner.row == 0) tile.call.out.anchors[s * blocks + tile.block] = anchor;
-    const double anchored = anchor == kMinusInfinity ? 0 : anchor;  // -inf - 0, not -inf - -inf
-    float* relative = tile.call.out.relative + (s * blocks + tile.block) * kBlock + corner.row;
+  for (int k = 0; k < kCount; ++k) {
+    largest[k] = kMinusInfinity;
 #pragma unroll
     for (int m = 0; m < MT; ++m)
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        relative[16 * m + 8 * h] = static_cast<float>(logits.of[m][j][2 * h + e] - anchored);
-  });
+        largest[k] = larger(largest[k], logits.of[m][k / 2][2 * h + k % 2]);
+  }
+  const int first = trade_maxima<kCount>(largest);
+#pragma unroll
+  for (int k = 0; k < kLeft; ++k)
+    out[corner.sample + (first + k) / 2 * 8 + (first + k) % 2] = largest[k];
+}
+
+// The end of stage 2.
+// Input    logits: this thread's elements of the tile
+// Output   relative, for the padding beyond n too; anchors
+// Math     m = max of l over the tile's references, NaN if one is; r = float(l - m), l for m = -inf
+// Presumes all Threads threads of the tile are here, and sync() is a barrier for them; a warp has
+//          16 MT rows; nobody still reads `maxima`, which they share
+// Tiles    a sample's maximum goes by shuffles over the rows of a warp, by `maxima` over the warps
+template <unsigned Threads, int MT, int NT, int Samples, class Sync>
+STF_DEVICE void write_logits(const Elements<double, MT, NT>& logits, Corner corner,
+                             const LogitTile& tile,
+                             double (&maxima)[kTileRows / (16 * MT)][Samples], const Sync& sync) {
+  constexpr int kWarps = kTileRows / (16 * MT);
+  const int64_t n = tile.call.out.n, blocks = ceil_div(n, kBlock);
+  warp_maxima(logits, corner, maxima[corner.row / (16 * MT)]);
+  sync();
+
+  constexpr unsigned kLanes = Threads / Samples;  // for each sample
+  const unsigned own = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+  double anchor = kMinusInfinity;
+#pragma unroll
+  for (unsigned warp = 0; warp < kWarps; warp += kLanes)
+    if (warp + lane < kWarps) anchor = larger(anchor, maxima[warp + lane][own]);
+  anchor = warp_reduce<kLanes>(anchor, larger);
+  if (lane == 0) {
+    maxima[0][own] = anchor;
+    if (tile.first_sample + own < tile.samples)
+      tile.call.out.anchors[(tile.first_sample + own) * blocks + tile.block] = anchor;
+  }
+  sync();
+
+#pragma unroll
+  for (int j = 0; j < NT; ++j)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int64_t s = tile.first_sample + corner.sample + 8 * j + e;
+      if (s >= tile.samples) continue;
+      const double anchor = maxima[0][corner.sample + 8 * j + e];
+      const double anchored = anchor == kMinusInfinity ? 0 : anchor;  // -inf - 0, not -inf - -inf
+      float* relative = tile.call.out.relative + (s * blocks + tile.block) * kBlock + corner.row;
+#pragma unroll
+      for (int m = 0; m < MT; ++m)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          relative[16 * m + 8 * h] = static_cast<float>(logits.of[m][j][2 * h + e] - anchored);
+    }
 }
 
 struct NumTile {

@@ -269,8 +269,9 @@ struct Logits {
       });
     }
     if (tile.row >= shape.rows) return;  // the last pair may have one block
-    write_logits(logits, corner, LogitTile{call, shape.samples, tile.sample, tile.row / kBlock},
-                 memory.maxima, consumers_sync);
+    write_logits<kConsumers>(logits, corner,
+                             LogitTile{call, shape.samples, tile.sample, tile.row / kBlock},
+                             memory.maxima, consumers_sync);
   }
 
  private:

@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     double of[kTileRows / kWarpRows][kSamples];
   };
   make_logits(dot, corner, tile);
-  write_logits(dot, corner, tile, shared_memory<Maxima>().of, [] { __syncthreads(); });
+  write_logits<kThreads>(dot, corner, tile, shared_memory<Maxima>().of, [] { __syncthreads(); });
 }
 
 // Stage 4 for the rows with many survivors.
@@ -279,7 +279,7 @@ void with_limbs(int64_t limbs, const Call& call, const F& f) {
 }  // namespace
 
 void logits(Digits q, Matrix references, LogitCall call, Place place) {
-  const Call name{"cuda logits",
+  const Call name{"logits",
                   {{"samples", q.rows},
                    {"references", references.rows},
                    {"values", references.terms},
@@ -301,7 +301,7 @@ void logits(Digits q, Matrix references, LogitCall call, Place place) {
 
 void multiply_dense(Survivors survivors, int64_t rows, int limbs, Matrix columns, int64_t* num,
                     Place place) {
-  const Call name{"cuda multiply_dense",
+  const Call name{"multiply_dense",
                   {{"samples", rows},
                    {"values", columns.rows},
                    {"references", columns.terms},
