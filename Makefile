@@ -1,10 +1,10 @@
-# make demo | test | bench | style; each builds what it needs in .venv.
+# make demo | test | bench | report | style; each builds what it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test bench style
+.PHONY: demo test bench report style
 
 demo: $(STAMP)
 	$(BIN)/stf-train
@@ -14,6 +14,9 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/pytest bench/ --benchmark-only
+
+report: $(STAMP)
+	$(BIN)/python -m bench.report
 
 style: $(STAMP)
 	$(BIN)/ruff check .

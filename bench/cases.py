@@ -5,10 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from bench import peers
 from bench.peers import Floats
@@ -19,6 +21,14 @@ from stf_kernels.backends import BACKENDS, resolve
 Call = Callable[[], Tensor]
 Peer = Callable[[Tensor, Floats, Tensor], Tensor]
 
+KERNELS = {
+    "math": SDPBackend.MATH,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+}
+NEAREST = (16, 128, 1024)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -28,7 +38,13 @@ class Case:
     by: str
     build: Callable[[Problem], Call]
     slow: bool = False  # seconds a call, or gigabytes a row: few samples, one round on a CPU
-    missing: str | None = None  # why it cannot be measured here
+    aside: bool = False  # for the report: `pytest bench/` leaves it out
+    check: Callable[[], str | None] = lambda: None
+
+    @property
+    def missing(self) -> str | None:
+        """Why it cannot be measured here, or None; asking may compile something."""
+        return self.check()
 
     @property
     def name(self) -> str:
@@ -43,16 +59,29 @@ def cases(device: torch.device) -> dict[str, Case]:
         Case("STF", "Gram fp32", peer(peers.gram)),
         Case("STF", "SDPA fp32", peer(peers.sdpa)),
     ]
-    found += [Case("STF", "KeOps", peer(peers.keops), slow=True, missing=peers.keops_missing())]
+    found += [Case("STF", "KeOps", peer(peers.keops), slow=True, check=peers.keops_missing)]
+    found += [Case("STF", "StableVM", peer(peers.stable_vm), slow=True)]
+    found += [attention(kernel, torch.float32, device) for kernel in KERNELS]
+    found += [
+        Case(
+            "STF",
+            f"{k} nearest",
+            truncated(k),
+            aside=True,
+            check=partial(peers.faiss_missing, device),
+        )
+        for k in NEAREST
+    ]
+    found += [Case("STF", "Gram bf16", peer(peers.gram, torch.bfloat16), aside=True)]
     if device.type == "cuda":
         bf16 = torch.bfloat16
         found += [
             Case("STF", "Gram fp32 compiled", peer(peers.gram, compiled=True)),
             Case("STF", "Gram tf32", peer(peers.gram, products="high")),
             Case("STF", "Gram tf32 compiled", peer(peers.gram, products="high", compiled=True)),
-            Case("STF", "Gram bf16", peer(peers.gram, bf16)),
             Case("STF", "Gram bf16 compiled", peer(peers.gram, bf16, compiled=True)),
             Case("STF", "SDPA bf16", peer(peers.sdpa, bf16)),
+            *(attention(kernel, bf16, device) for kernel in KERNELS),
         ]
     return {case.name: case for case in found}
 
@@ -83,9 +112,41 @@ def streamed(device: torch.device) -> Case:
     return Case("STF", f"{name} exact, file", build)
 
 
+def our_names(device: torch.device) -> set[str]:
+    """The cases that must not fail."""
+    return {"DSM -", streamed(device).name, *(case.name for case in ours(device))}
+
+
 def yardstick(device: torch.device) -> str:
     """The case that the others are divided by: exact, on the backend that `auto` takes."""
     return f"STF {resolve('auto', device).NAME} exact"
+
+
+def attention(kernel: str, dtype: torch.dtype, device: torch.device) -> Case:
+    """Attention by one of torch's kernels, whichever torch would take."""
+    short = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    return Case(
+        "STF",
+        f"SDPA {kernel} {short}",
+        peer(partial(peers.sdpa_with, KERNELS[kernel]), dtype),
+        aside=True,
+        check=partial(peers.sdpa_missing, KERNELS[kernel], device, dtype),
+    )
+
+
+def truncated(k: int) -> Callable[[Problem], Call]:
+    """The k nearest references, found by FAISS."""
+
+    def build(problem: Problem) -> Call:
+        import faiss
+
+        ref = peers.prepare(problem.refs.decode())
+        index = faiss.IndexFlatL2(ref.y.shape[1])
+        index.add(ref.y.numpy())
+        x = problem.x.flatten(1)
+        return lambda: peers.nearest(x, ref, problem.sigma, index, k)
+
+    return build
 
 
 def denoising(problem: Problem) -> Call:

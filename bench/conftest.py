@@ -11,9 +11,11 @@ import torch
 
 from bench import goals, provenance
 from bench.cases import yardstick
+from bench.parts import append
 from bench.rows import Row, table
 
 CPU = torch.device("cpu")
+TIMED = {"test_targets.py", "test_training.py"}
 
 
 @dataclass
@@ -33,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--results", action="store_true", help="write the rows with provenance to bench/results/"
     )
+    group.addoption("--rows", metavar="FILE", type=Path, help="append the rows to a file")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leaves out, rather than lists as skipped, what --benchmark-only has no use for."""
-    untimed = collection_path.name == "test_instruments.py"
+    untimed = collection_path.name not in TIMED and collection_path.suffix == ".py"
     return True if untimed and config.getoption("benchmark_only") else None
 
 
@@ -66,6 +69,9 @@ def pytest_terminal_summary(
         write(line)
     for line in book.missing:
         write(f"not measured: {line}")
+    if (path := config.getoption("--rows")) is not None:
+        for row in book.rows:
+            append(path, row)
     if config.getoption("--quick"):
         return
     for line in goals.verdicts(book.rows):

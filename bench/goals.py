@@ -28,7 +28,8 @@ def verdicts(rows: Iterable[Row]) -> list[str]:
 
 
 def _ratio(found: dict[Key, Row], above: Key, below: Key) -> float | None:
-    return found[above].ms / found[below].ms if above in found and below in found else None
+    times = [found[key].ms if key in found else None for key in (above, below)]
+    return times[0] / times[1] if times[0] and times[1] else None
 
 
 def _verdict(name: str, bound: float, value: float | None) -> str:

@@ -8,55 +8,33 @@ red line, the others run, and the exit status is 1. Rows with provenance go to b
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from bench.floors import floors
+from bench.parts import PYTHON, ROOT, Outcome, Part, read, report, run
 from bench.rows import Row, table
 
-ROOT = Path(__file__).parents[1]
-PYTHON = sys.executable
-RED, GREEN, PLAIN = ("\x1b[31m", "\x1b[32m", "\x1b[0m") if sys.stdout.isatty() else ("", "", "")
-
-
-@dataclass(frozen=True)
-class Part:
-    """A command, and the most it may take of the time there is for all."""
-
-    name: str
-    command: tuple[str, ...]
-    share: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a part went."""
-
-    part: str
-    seconds: float
-    failure: str | None
-
-
 BUILD = ("pip", "install", "--no-build-isolation", "--no-deps", "-e", ".")
+SWEEP, ON_GPU = (PYTHON, "-m", "bench.sweeps"), ("{rows}", "--device", "cuda")
 PARTS = (
     Part("build", (PYTHON, "-m", *BUILD), 0.3),
     Part("environment", (PYTHON, "-m", "stf_kernels.env"), 0.1),
     Part("bits", (PYTHON, "-m", "stf_kernels.golden"), 0.1),
-    *(
-        Part(name, (PYTHON, "-m", "bench.gpu_parts", name, "{rows}"), share)
-        for name, share in (("rates", 0.1), ("targets", 0.4), ("training", 0.15))
-    ),
+    Part("rates", (*SWEEP, "rates", *ON_GPU), 0.1),
+    Part("targets", (PYTHON, "-m", "bench.gpu_parts", "targets", "{rows}"), 0.4),
+    Part("training", (*SWEEP, "training", *ON_GPU), 0.25),
     Part("tests", (PYTHON, "-m", "pytest", "-q"), 0.4),
     Part("slow-peers", (PYTHON, "-m", "bench.gpu_parts", "slow-peers", "{rows}"), 0.2),
+    *(
+        Part(name, (*SWEEP, name, *ON_GPU), 0.3)
+        for name in ("errors", "noise", "refs", "kernels", "n", "d", "B")
+    ),
 )
 
 
@@ -97,7 +75,7 @@ def main() -> int:
         for part in parts:
             limit = min(part.share * options.seconds, deadline - time.monotonic())
             outcomes.append(run(part, file, limit))
-            rows = [*read(file), *floors(read(file))]
+            rows = [*read(file), *floor_rows(read(file))]
             # After each part, so that a machine taken away leaves what was measured.
             path = provenance.write(rows, origin, list(map(asdict, outcomes)))
 
@@ -122,58 +100,14 @@ def no_gpu() -> str | None:
     return None
 
 
-def run(part: Part, rows: Path, limit: float) -> Outcome:
-    """Runs a part within `limit` seconds; whatever it started ends with it."""
-    print(f"\n== {part.name}, at most {max(limit, 0):.0f} s", flush=True)
-    if limit < 1:
-        return Outcome(part.name, 0.0, "no time was left for it")
-    start = time.monotonic()
-    command = [str(rows) if word == "{rows}" else word for word in part.command]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    try:
-        status = process.wait(limit)
-        failure = f"exit status {status}" if status else None
-    except subprocess.TimeoutExpired:
-        failure = f"not done after {limit:.0f} s"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    outcome = Outcome(part.name, round(time.monotonic() - start, 1), failure)
-    report(outcome)
-    return outcome
-
-
-def report(outcome: Outcome) -> None:
-    """A green line, or a red one."""
-    if outcome.failure is None:
-        print(f"{GREEN}{outcome.part}: done in {outcome.seconds:.0f} s{PLAIN}", flush=True)
-    else:
-        print(f"{RED}{outcome.part}: FAILED, {outcome.failure}{PLAIN}", flush=True)
-
-
-def read(path: Path) -> list[Row]:
-    """The rows that parts have left so far."""
-    if not path.exists():
-        return []
-    return [Row(**json.loads(line)) for line in path.read_text().splitlines() if line[-1:] == "}"]
-
-
-def floors(rows: Sequence[Row]) -> list[Row]:
-    """For each shape the time of the two products alone, calculated from the best measured rates.
-
-    4 B n d operations in bf16; four times as many in int8, for the four limbs of "exact" with
-    every row dense.
-    """
-    rates = product_rates(rows)
-    found = []
-    for B, n, d in dict.fromkeys((row.B, row.n, row.d) for row in rows if row.what == "STF"):
-        for kind, limbs in (("bf16", 1), ("int8", 4)):
-            best = max((rate for (by, *_), rate in rates.items() if by == kind), default=None)
-            if best is not None:
-                ms = 1e3 * 4 * B * n * d * limbs / best
-                found.append(Row("floor", f"two {kind} products", B, n, d, ms, rounds=0))
-    return found
+def floor_rows(rows: Sequence[Row]) -> list[Row]:
+    """For each shape of a target what the rates would let it take at least."""
+    shapes = dict.fromkeys(row.shape for row in rows if row.what == "STF" and row.ms is not None)
+    return [
+        Row("floor", name, *shape, ms, rounds=0)
+        for shape in shapes
+        for name, ms in floors(rows, *shape).items()
+    ]
 
 
 def product_rates(rows: Iterable[Row]) -> dict[tuple[str, int, int, int], float]:

@@ -14,18 +14,22 @@ import gc
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from bench.cases import Call, cases
+from bench.cases import cases
 from bench.problems import photographs
 
 ROOT = Path(__file__).parents[1]
+RESET = Path("/proc/self/clear_refs")
 
 
-def extra_bytes(call: Call, device: torch.device) -> int:
-    """Bytes that one call needs at its peak beyond what is there before it."""
+def extra_bytes(call: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that one call needs at its peak beyond what is there before it; None for the memory of
+    a machine without Linux's /proc, where nothing is called.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -34,8 +38,10 @@ def extra_bytes(call: Call, device: torch.device) -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    if not RESET.exists():
+        return None
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+    RESET.write_text("5")
     before = _peak_resident()
     call()
     return _peak_resident() - before
@@ -47,8 +53,8 @@ def _peak_resident() -> int:
 
 
 def extra_bytes_in_fresh_process(case: str, B: int, n: int) -> int | None:
-    """`extra_bytes` of a CPU case in a process of its own; None where there is no Linux /proc."""
-    if not Path("/proc/self/clear_refs").exists():
+    """`extra_bytes` of a CPU case in a process of its own."""
+    if not RESET.exists():
         return None
     command = [sys.executable, "-m", "bench.memory", case, str(B), str(n)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)

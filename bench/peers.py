@@ -9,12 +9,21 @@ Each is written as its users would write it. What does not depend on x they woul
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    import faiss
+
+PREPARED_ROWS = 4096
+CHUNK = 1024  # references, of `stable_vm`
+LEAST_LOGIT, LEAST_DIFFERENCE = -1e4, -50.0  # its clamps
 
 
 class Floats(NamedTuple):
@@ -27,7 +36,8 @@ class Floats(NamedTuple):
 def prepare(y: Tensor, dtype: torch.dtype = torch.float32) -> Floats:
     """References [n, *shape] float32 in the type of the products; norms stay float32."""
     flat = y.flatten(1)
-    return Floats(flat.to(dtype).contiguous(), (flat**2).sum(1) / 2)
+    norms = torch.cat([(part**2).sum(1) for part in flat.split(PREPARED_ROWS)])
+    return Floats(flat.to(dtype).contiguous(), norms / 2)
 
 
 def paper(x: Tensor, ref: Floats, sigma: Tensor) -> Tensor:
@@ -39,6 +49,25 @@ def paper(x: Tensor, ref: Floats, sigma: Tensor) -> Tensor:
     difference = ref.y[None] - x[:, None]  # [B, n, d]
     w = torch.softmax(-(difference**2).sum(2) / (2 * variance), 1)  # [B, n]
     return (w[:, :, None] * (difference / variance[:, :, None])).sum(1)
+
+
+def stable_vm(x: Tensor, ref: Floats, sigma: Tensor) -> Tensor:
+    """Direct differences in two passes over chunks of references: all logits, then the sum.
+
+    With both clamps of the released code, the first of which bites where d / 2, the source's own
+    logit, passes 10 000; without the 1e-8 that it adds to sigma^2.
+
+    Source: Stable Velocity: A Variance Perspective on Flow Matching, 2026 (StableVM).
+    """
+    variance = sigma[:, None] ** 2
+    chunks = ref.y.split(CHUNK)
+    logit = torch.cat([-((x[:, None] - y) ** 2).sum(2) / (2 * variance) for y in chunks], 1)
+    logit = logit.clamp(min=LEAST_LOGIT)
+    w = torch.softmax((logit - logit.amax(1, keepdim=True)).clamp(min=LEAST_DIFFERENCE), 1)
+    score = torch.zeros_like(x)
+    for y, part in zip(chunks, w.split(CHUNK, 1), strict=True):
+        score += (part[:, :, None] * ((y - x[:, None]) / variance[:, :, None])).sum(1)
+    return score
 
 
 def gram(x: Tensor, ref: Floats, sigma: Tensor) -> Tensor:
@@ -62,6 +91,50 @@ def sdpa(x: Tensor, ref: Floats, sigma: Tensor) -> Tensor:
     key = ref.y[None, None]
     denoised = scaled_dot_product_attention(query[None, None], key, key, mask[None, None], scale=1)
     return (denoised[0, 0].float() - x) / variance
+
+
+def sdpa_with(backend: SDPBackend, x: Tensor, ref: Floats, sigma: Tensor) -> Tensor:
+    """`sdpa` by one of torch's kernels."""
+    with sdpa_kernel(backend):
+        return sdpa(x, ref, sigma)
+
+
+@cache
+def sdpa_missing(backend: SDPBackend, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why torch's kernel does not take this attention, in torch's words; or None: it does."""
+    y = torch.zeros(64, 3072, device=device)
+    with warnings.catch_warnings(record=True) as reasons:
+        warnings.simplefilter("always")
+        try:
+            sdpa_with(backend, y, prepare(y, dtype), torch.ones(64, device=device))
+        except RuntimeError as error:
+            told = [str(reason.message).split(" (Triggered")[0] for reason in reasons]
+            return "torch refuses: " + " ".join(told or [str(error).split(". ")[0]])
+    return None
+
+
+def nearest(x: Tensor, ref: Floats, sigma: Tensor, index: faiss.Index, k: int) -> Tensor:
+    """The softmax over the k nearest references alone, of direct differences.
+
+    Source: Douze et al., The Faiss library, 2024; the index is an exact one, IndexFlatL2.
+    """
+    _, found = index.search(x.numpy(), min(k, len(ref.y)))
+    variance = sigma[:, None] ** 2
+    difference = ref.y[torch.from_numpy(found)] - x[:, None]  # [B, k, d]
+    w = torch.softmax(-(difference**2).sum(2) / (2 * variance), 1)
+    return (w[:, None] @ difference)[:, 0] / variance
+
+
+@cache
+def faiss_missing(device: torch.device) -> str | None:
+    """Why FAISS cannot be measured, or None."""
+    if device.type != "cpu":
+        return "faiss-cpu searches on the CPU alone"
+    try:
+        import faiss  # noqa: F401
+    except ImportError:
+        return "faiss is not installed"
+    return None
 
 
 def keops(x: Tensor, ref: Floats, sigma: Tensor) -> Tensor:

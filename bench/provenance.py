@@ -58,6 +58,7 @@ def provenance(device: torch.device, command: str, commit: str | None = None) ->
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
+        "peers": {name: _version(name) for name in ("faiss-cpu", "pykeops")},
         "stf_kernels": stf_kernels.__version__,
         "commit": commit,
         "dirty": dirty,

@@ -17,12 +17,27 @@ class Row:
     B: int
     n: int
     d: int
-    ms: float  # median
+    ms: float | None  # median
     rounds: int
     error: float | None = None  # worst relative error of a row of the score
     extra_bytes: int | None = None  # peak memory beyond inputs and prepared references
     overhead: float | None = None  # of an STF step, in parts of the DSM step
     rate: float | None = None  # operations, or bytes of a copy, a second
+    noise: str = "edm"  # of problems.NOISE
+    refs: str = "uint8"  # of problems.REFERENCES
+    sigma: float | None = None  # of the one sample that `error` is for
+    bias: float | None = None  # relative error of the posterior mean D of that sample
+    note: str | None = None  # why there is no time
+
+    def __str__(self) -> str:
+        found = self.note or ("" if self.ms is None else f"{milliseconds(self.ms)} ms")
+        if self.sigma is not None:
+            found = f"error {self.error:.1e} at sigma {self.sigma:.3g}"
+        return f"{self.what} {self.by} {self.B} {self.n} {self.d}: {found}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.B, self.n, self.d
 
 
 def table(rows: Iterable[Row], yardstick: str) -> list[str]:
@@ -33,11 +48,11 @@ def table(rows: Iterable[Row], yardstick: str) -> list[str]:
         yardstick: what and by of the rows that the others of their shape are divided by
     """
     rows = list(rows)
-    unit = {_shape(row): row.ms for row in rows if f"{row.what} {row.by}" == yardstick}
-    shapes = list(dict.fromkeys(map(_shape, rows)))
+    unit = {row.shape: row.ms for row in rows if f"{row.what} {row.by}" == yardstick}
+    shapes = list(dict.fromkeys(row.shape for row in rows))
     cells = [("what", "by", "B", "n", "d", "ms", "x ours", "error", "extra MB", "")]
-    for row in sorted(rows, key=lambda row: shapes.index(_shape(row))):
-        ratio = row.ms / unit[_shape(row)] if _shape(row) in unit else None
+    for row in sorted(rows, key=lambda row: shapes.index(row.shape)):
+        ours = unit.get(row.shape)
         cells.append(
             (
                 row.what,
@@ -45,8 +60,8 @@ def table(rows: Iterable[Row], yardstick: str) -> list[str]:
                 str(row.B),
                 str(row.n),
                 str(row.d),
-                _milliseconds(row.ms),
-                _number(ratio, "{:.2f}"),
+                "-" if row.ms is None else milliseconds(row.ms),
+                _number(row.ms / ours if row.ms and ours else None, "{:.2f}"),
                 _number(row.error, "{:.1e}"),
                 _number(None if row.extra_bytes is None else row.extra_bytes / MB, "{:.0f}"),
                 _remark(row),
@@ -62,16 +77,13 @@ def table(rows: Iterable[Row], yardstick: str) -> list[str]:
     ]
 
 
-def _shape(row: Row) -> tuple[int, int, int]:
-    return row.B, row.n, row.d
+def milliseconds(ms: float) -> str:
+    """As many digits as a timing has."""
+    return f"{ms:.4f}" if ms < 1 else f"{ms:.2f}" if ms < 100 else f"{ms:.0f}"
 
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def _milliseconds(ms: float) -> str:
-    return f"{ms:.4f}" if ms < 1 else f"{ms:.2f}" if ms < 100 else f"{ms:.0f}"
 
 
 def _remark(row: Row) -> str:
@@ -79,4 +91,4 @@ def _remark(row: Row) -> str:
         return f"{row.overhead:+.1%} of a DSM step"
     if row.rate is not None:
         return f"{row.rate / 1e12:.4g} T/s"
-    return ""
+    return row.note or ""

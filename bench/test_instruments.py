@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -11,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cases, gpu_command, gpu_parts, memory, peers, provenance
+from bench import cases, floors, gpu_command, gpu_parts, memory, parts, peers, provenance, sweeps
 from bench.conftest import CPU
 from bench.goals import verdicts
-from bench.gpu_command import Outcome, Part
-from bench.problems import photographs
+from bench.parts import Outcome, Part
+from bench.problems import photographs, relative_error
 from bench.rows import Row, table
 
 MEGABYTE = 10**6
@@ -68,11 +69,55 @@ def test_worst_error_is_that_of_the_worst_checked_row():
     assert problem.worst_error(score) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("function", [peers.paper, peers.gram, peers.sdpa])
+@pytest.mark.parametrize("function", [peers.paper, peers.gram, peers.sdpa, peers.stable_vm])
 def test_peers_compute_the_score(function):
     problem = photographs(8, 200)
     # A float form may lose digits here; another formula would be off by parts of one.
     assert problem.worst_error(cases.peer(function)(problem)()) < 1e-3
+
+
+def test_nearest_references_are_all_where_k_is_n_and_biased_where_it_is_less():
+    pytest.importorskip("faiss")
+    problem = photographs(8, 200, noise="levels")
+    assert problem.worst_error(cases.truncated(1024)(problem)()) < 1e-4
+    # At sigma 80 all 200 patches count alike, and 16 near ones have another mean.
+    assert problem.worst_error(cases.truncated(16)(problem)()) > 1e-3
+
+
+def test_stable_vm_gives_uniform_weights_where_its_clamp_meets_the_source():
+    # ||x - y||^2 / (2 sigma^2) is d / 2 for the source, beyond 10 000 in 24 576 dimensions.
+    y = torch.randn(3, 24_576, generator=torch.Generator().manual_seed(0))
+    x = y[:1] + 0.1 * torch.randn(1, 24_576, generator=torch.Generator().manual_seed(1))
+    score = peers.stable_vm(x, peers.prepare(y), torch.tensor([0.1]))
+    uniform = (y.mean(0, keepdim=True) - x) / 0.1**2
+    assert relative_error(score, uniform.double()).item() < 2**-20
+
+
+def test_kernels_that_refuse_are_named_in_torchs_words():
+    found = cases.cases(CPU)
+    assert found["STF SDPA math fp32"].missing is None
+    assert str(found["STF SDPA cuDNN fp32"].missing).startswith("torch refuses: ")
+
+
+@pytest.mark.parametrize(
+    ("noise", "low", "high"), [("ve", 0.02, 100), ("flow", 1e-4, 1e4), ("levels", 0.002, 80)]
+)
+def test_noise_levels_fill_their_range(noise, low, high):
+    sigma = photographs(512, 8, 8, noise=noise).sigma
+    assert low * 0.999 <= sigma.amin() < sigma.amax() <= high * 1.001
+    if noise == "flow":  # t is uniform: its mean is 1/2 within five deviations
+        assert abs((sigma / (1 + sigma)).mean() - 0.5) < 5 / (12 * 512) ** 0.5
+    else:
+        middle, width = math.log(low * high) / 2, math.log(high / low)
+        assert abs(sigma.log().mean() - middle) < 5 * width / (12 * 512) ** 0.5
+
+
+@pytest.mark.parametrize("refs", ["float16", "float32, 2 limbs", "float32"])
+def test_float_references_are_their_own_truth(refs):
+    problem = photographs(8, 100, 8, refs=refs, noise="levels")
+    assert problem.refs.limbs == (4 if refs == "float32" else 2)
+    bound = 1e-6 if refs == "float32" else 1.0
+    assert problem.worst_error(cases.stable("torch", "exact")(problem)()) < bound
 
 
 @pytest.mark.parametrize("function", [peers.gram, peers.sdpa])
@@ -141,7 +186,7 @@ def test_the_gpu_command_fails_without_a_gpu():
 def test_parts_end_in_time_and_say_how(tmp_path, capfd):
     def outcome(code: str, limit: float = 60) -> Outcome:
         part = Part("part", (sys.executable, "-c", code, "{rows}"), 1.0)
-        return gpu_command.run(part, tmp_path / "rows", limit)
+        return parts.run(part, tmp_path / "rows", limit)
 
     assert outcome("import sys; open(sys.argv[1], 'w').write('rows')").failure is None
     assert (tmp_path / "rows").read_text() == "rows"
@@ -156,11 +201,11 @@ def test_parts_end_in_time_and_say_how(tmp_path, capfd):
 
 def test_rows_of_an_interrupted_part_are_read(tmp_path):
     file = tmp_path / "rows"
-    assert gpu_command.read(file) == []
+    assert parts.read(file) == []
     kept = row("STF", "cuda exact", 0.1)
     line = json.dumps(kept.__dict__)
     file.write_text(f"{line}\n{line[:20]}")
-    assert gpu_command.read(file) == [kept]
+    assert parts.read(file) == [kept]
 
 
 def test_floors_come_from_the_best_rates():
@@ -172,23 +217,24 @@ def test_floors_come_from_the_best_rates():
             ("int8", (8192, 8192, 8192), 12e14),
         ]
     ]
-    floors = gpu_command.floors([*rows, row("STF", "cuda exact", 0.1)])
-    operations = 4 * 512 * 4096 * 3072
-    assert [floor.ms for floor in floors] == [
-        pytest.approx(1e3 * operations / 8e14),
-        pytest.approx(1e3 * 4 * operations / 12e14),
-    ]
+    found = gpu_command.floor_rows([*rows, row("STF", "cuda exact", 0.1)])
+    operations = 2 * 512 * 4096 * 3072
+    assert {floor.by: floor.ms for floor in found} == {
+        "two bf16 products": pytest.approx(1e3 * 2 * operations / 8e14),
+        "one int8 product": pytest.approx(1e3 * operations / 12e14),
+        "two int8 products, four limbs": pytest.approx(1e3 * 8 * operations / 12e14),
+    }
+    copied = Row("copy", "device", 1, 1, 1 << 28, ms=1.0, rounds=3, rate=2e10)
+    assert floors.floors([copied], 1, 1000, 2000) == {floors.READ: pytest.approx(0.1)}
     assert gpu_command.product_ratios(rows) == ["int8 / bf16 product rate at 8192x8192x8192: 1.50"]
 
 
 @pytest.fixture
 def on_the_cpu(monkeypatch):
     """The parts of bench/gpu at small shapes on the CPU, with a clock that calls once."""
-    monkeypatch.setattr(gpu_parts, "milliseconds", lambda call, *_: (call() is None, 1))
+    monkeypatch.setattr(sweeps, "milliseconds", lambda call, *_: (call() is None, 1))
     monkeypatch.setattr(gpu_parts, "SHAPES", ((4, 96, 16), (2, 96, 16)))
-    monkeypatch.setattr(gpu_parts, "PRODUCTS", ((32, 64, 128),))
     monkeypatch.setattr(gpu_parts, "PAPER_ELEMENTS", 2 * 96 * 3 * 16**2)
-    monkeypatch.setattr(gpu_parts, "COPY_BYTES", 1 << 16)
 
 
 @pytest.mark.parametrize("part", ["targets", "slow-peers"])

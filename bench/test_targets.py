@@ -32,7 +32,7 @@ def jobs(quick: bool) -> list[tuple[str, int, int]]:
                 wanted = not case.slow and ((B, n) == FULL or "fast" not in name)
             if case.name == streamed(CPU).name:
                 wanted = n > FULL[1]
-            if wanted:
+            if wanted and not case.aside:
                 found.append((name, B // 16, n // 16) if quick else (name, B, n))
     return found
 

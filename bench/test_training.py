@@ -21,14 +21,15 @@ def test_step_of_the_digits_run(
     pairs = min(max(round(SECONDS / pair), PAIRS[0]), PAIRS[1])
     if request.config.getoption("--quick"):
         pairs = WARM_UP
+    (n,) = system.references
     dsm: list[float] = []
     # Before each timed STF step, untimed by the plugin and timed here, a DSM step.
     benchmark.pedantic(
-        lambda: next(runs["STF"]),
-        setup=lambda: dsm.append(training.step_ms(runs["DSM"])),
+        lambda: next(runs[n]),
+        setup=lambda: dsm.append(training.step_ms(runs[None])),
         rounds=pairs,
     )
     if benchmark.stats is None:  # --benchmark-disable
         return
     stf = [1e3 * seconds for seconds in benchmark.stats.stats.data]
-    book.rows += system.rows(dsm, stf)
+    book.rows += system.rows({None: dsm, n: stf})
