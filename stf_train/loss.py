@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -85,11 +86,15 @@ class DenoisingLoss:
     def draw(self, order: Tensor, batch: int, generator: torch.Generator) -> Minibatch:
         """Draws a minibatch, arguments as above."""
         sources = order[:batch]
-        t = self.process.times(batch, generator)
+        t = self._times(batch, generator)
         labels = self._labels(sources, generator)
         shape = (self.K * batch, *self.data.shape)
         eps = self.process.noise.draw(shape, generator).unflatten(0, (self.K, batch))
         return Minibatch(sources, t, labels, eps)
+
+    def _times(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Training times [B]."""
+        return self.process.times(batch, generator)
 
     def of(self, network: Network, minibatch: Minibatch, order: Tensor) -> Tensor:
         """The mean loss of a minibatch or a part of one, a scalar.
@@ -138,8 +143,11 @@ class DenoisingLoss:
 class ClassLoss(DenoisingLoss):
     """-log p(c | x_t), the class c being that of the source; averaged over samples.
 
+    At times for which ln(sigma / alpha) is uniform, from much noise to little: guidance asks at all
+    of them, and goes astray where the classifier has not learnt that it cannot know.
+
     Args:
-        process: path, noise and training times.
+        process: path and noise.
         data: the data set, with labels.
 
     Raises:
@@ -149,8 +157,16 @@ class ClassLoss(DenoisingLoss):
     Section 4.
     """
 
+    RATIOS = 0.01, 100.0  # sigma / alpha, the least and the most
+
     def __init__(self, process: Process, data: References) -> None:
         super().__init__(process, data, DenoisingTarget(data), label_dropout=0.0)
+
+    def _times(self, batch: int, generator: torch.Generator) -> Tensor:
+        low, high = map(math.log, self.RATIOS)
+        return self.process.time(
+            (low + (high - low) * torch.rand(batch, generator=generator)).exp()
+        )
 
     def of(self, network: Network, minibatch: Minibatch, order: Tensor) -> Tensor:
         """The mean loss of a minibatch or a part of one, see `DenoisingLoss`; F gives logits."""

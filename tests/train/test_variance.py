@@ -266,6 +266,28 @@ def test_figures_are_drawn_again_from_their_numbers(command, tmp_path, figure, c
     assert abs(picture.stat().st_size - before) < 0.02 * before
 
 
+def test_quick_goes_before_or_behind_the_command(command, tmp_path):
+    for number, line in enumerate(["--quick figure-2", "figure-2 --quick"]):
+        result = command(*line.split(), "--output", f"{number}.png")
+        assert result.exit_code == 0, result.output
+    one, other = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (0, 1))
+    assert one == other
+    assert one["settings"]["points"] == 3
+
+
+def test_figures_replace_nothing_unasked(command, tmp_path):
+    for name in ("figure-2.png", "figure-2.json"):
+        (tmp_path / name).write_text("kept")
+        result = command("figure-2", "--quick")
+        assert result.exit_code == 2
+        assert f"{name} is there; --overwrite replaces it" in result.output
+        assert (tmp_path / name).read_text() == "kept"
+        (tmp_path / name).unlink()
+    (tmp_path / "figure-2.png").write_text("old")
+    assert command("figure-2", "--quick", "--overwrite").exit_code == 0
+    assert (tmp_path / "figure-2.png").read_bytes() != b"old"
+
+
 def test_figures_want_a_png(command, tmp_path):
     result = command("figure-2", "--output", "x.jpg")
     assert result.exit_code == 2
