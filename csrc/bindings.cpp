@@ -1,61 +1,37 @@
 // The module _C: addresses and sizes in, nothing of torch. Arguments are checked by its callers.
-#include <pybind11/pybind11.h>
+#include "bindings.h"
 
 #include "arithmetic.h"
 #include "cpu_stages.h"
-#include "cuda_check.h"
+#include "cuda_bindings.h"
 
-namespace py = pybind11;
+namespace py = stf::py;
 
 namespace {
 
-using Address = uintptr_t;  // Tensor.data_ptr(), 0 for none
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
+using stf::Address, stf::at, stf::logit_call;
 
 stf::Digits digits(py::tuple fields) {
-  return {at<const void>(fields[0].cast<Address>()), fields[1].cast<int64_t>(),
-          fields[2].cast<int64_t>(), fields[3].cast<int64_t>(), fields[4].cast<bool>()};
-}
-
-stf::LogitCall logit_call(py::tuple fields) {
-  const auto samples = fields[0].cast<py::tuple>(), refs = fields[1].cast<py::tuple>(),
-             out = fields[2].cast<py::tuple>();
-  return {
-      {at<const double>(samples[0].cast<Address>()), at<const double>(samples[1].cast<Address>()),
-       at<const double>(samples[2].cast<Address>()), at<const double>(samples[3].cast<Address>()),
-       at<const int64_t>(samples[4].cast<Address>())},
-      {at<const double>(refs[0].cast<Address>()), at<const double>(refs[1].cast<Address>()),
-       at<const int64_t>(refs[2].cast<Address>())},
-      {out[0].cast<int64_t>(), at<float>(out[1].cast<Address>()),
-       at<double>(out[2].cast<Address>())}};
+  return {at<const void>(fields[0]), fields[1].cast<int64_t>(), fields[2].cast<int64_t>(),
+          fields[3].cast<int64_t>(), fields[4].cast<bool>()};
 }
 
 stf::Quantized quantized(py::tuple fields) {
-  return {at<const int8_t>(fields[0].cast<Address>()), fields[1].cast<int64_t>(),
-          fields[2].cast<int64_t>()};
+  return {at<const int8_t>(fields[0]), fields[1].cast<int64_t>(), fields[2].cast<int64_t>()};
 }
 
 stf::Peaks peaks(py::tuple fields) {
-  return {at<double>(fields[0].cast<Address>()), at<double>(fields[1].cast<Address>()),
-          at<int64_t>(fields[2].cast<Address>())};
+  return {at<double>(fields[0]), at<double>(fields[1]), at<int64_t>(fields[2])};
 }
 
 stf::Survivors survivors(py::tuple fields) {
-  return {fields[0].cast<int64_t>(),
-          at<int64_t>(fields[1].cast<Address>()),
-          at<int32_t>(fields[2].cast<Address>()),
-          at<int32_t>(fields[3].cast<Address>()),
-          at<int8_t>(fields[4].cast<Address>()),
-          at<int64_t>(fields[5].cast<Address>())};
+  return {fields[0].cast<int64_t>(), at<int64_t>(fields[1]), at<int32_t>(fields[2]),
+          at<int32_t>(fields[3]),    at<int8_t>(fields[4]),  at<int64_t>(fields[5])};
 }
 
 stf::Statistics statistics(py::tuple fields) {
-  return {at<int64_t>(fields[0].cast<Address>()), at<int64_t>(fields[1].cast<Address>()),
-          at<int64_t>(fields[2].cast<Address>()), at<int64_t>(fields[3].cast<Address>())};
+  return {at<int64_t>(fields[0]), at<int64_t>(fields[1]), at<int64_t>(fields[2]),
+          at<int64_t>(fields[3])};
 }
 
 }  // namespace
@@ -78,9 +54,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_architectures") = STF_CUDA_ARCHITECTURES;
   m.attr("cuda_absent") = STF_CUDA_ABSENT;
 #ifdef STF_WITH_CUDA
-  m.def("cuda_exp2", [](Address e, Address p, int64_t count, int device) {
-    stf::cuda_exp2(at<const double>(e), at<double>(p), count, device);
-  });
+  auto cuda = m.def_submodule("cuda");
+  stf::bind_cuda(cuda);
 #endif
   m.def("exp2", [](Address e, Address p, int64_t count) {
     for (int64_t i = 0; i < count; ++i) at<double>(p)[i] = stf::exp2_spec(at<double>(e)[i]);

@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads) powers(const double* e, double* p, i
 
 template <class T>
 void magnitude_of(const T* data, int64_t size, int64_t* largest, Place place) {
-  const Call call{"magnitude", {{"size", size}}};
+  const Call call{"cuda magnitude", {{"values", size}}};
   const DeviceGuard guard(place.device, call);
   const int64_t blocks = ceil_div(size, kSpan);
   launch(magnitude_of_all<T>, call, {blocks < kMostBlocks ? blocks : kMostBlocks, kThreads},
@@ -178,7 +178,7 @@ void magnitude_of(const T* data, int64_t size, int64_t* largest, Place place) {
 template <class T>
 void fix_of(const T* data, int64_t size, const int64_t* largest, int limbs, int8_t* values,
             double* scale, Place place) {
-  const Call call{"fix", {{"size", size}, {"R", limbs}}};
+  const Call call{"cuda fix", {{"values", size}, {"limbs", limbs}}};
   const DeviceGuard guard(place.device, call);
   const bool aligned = holds_vectors<kEach>(data, size) && holds_vectors<kEach>(values, size);
   launch(fix_values<T>, call, {ceil_div(size, kSpan), kThreads}, place.stream, data, size, aligned,
@@ -186,7 +186,9 @@ void fix_of(const T* data, int64_t size, const int64_t* largest, int limbs, int8
 }
 
 Call call_of(const char* name, const Matrix& references) {
-  return {name, {{"R", references.limbs}, {"n", references.rows}, {"d", references.terms}}};
+  return {
+      name,
+      {{"references", references.rows}, {"values", references.terms}, {"limbs", references.limbs}}};
 }
 
 }  // namespace
@@ -207,7 +209,7 @@ void fix(const void* data, bool wide, int64_t size, const int64_t* largest, int 
 }
 
 void norms(Matrix references, double twice_offset, double* norms, Place place) {
-  const Call call = call_of("norms", references);
+  const Call call = call_of("cuda norms", references);
   const DeviceGuard guard(place.device, call);
   const auto kernel = references.limbs == 1   ? norms_of_rows<1>
                       : references.limbs == 2 ? norms_of_rows<2>
@@ -218,7 +220,7 @@ void norms(Matrix references, double twice_offset, double* norms, Place place) {
 }
 
 void transpose(Matrix references, int8_t* columns, Place place) {
-  const Call call = call_of("transpose", references);
+  const Call call = call_of("cuda transpose", references);
   const DeviceGuard guard(place.device, call);
   const int64_t tiles = ceil_div(references.rows, kTile) * ceil_div(references.terms, kTile);
   launch(transpose_tiles, call, {references.limbs * tiles, kThreads}, place.stream, references,
@@ -226,7 +228,7 @@ void transpose(Matrix references, int8_t* columns, Place place) {
 }
 
 void exp2(const double* e, double* p, int64_t count, Place place) {
-  const Call call{"exp2", {{"count", count}}};
+  const Call call{"cuda exp2", {{"values", count}}};
   const DeviceGuard guard(place.device, call);
   launch(powers, call, {ceil_div(count, kThreads), kThreads}, place.stream, e, p, count);
 }

@@ -11,6 +11,7 @@ constexpr unsigned kThreads = 256;     // of the others
 constexpr unsigned kWarps = kRowThreads / kWarp;
 constexpr int kEach = 4;                 // values of a thread at a time
 constexpr int kSpan = kEach * kThreads;  // values of a block of `finish`
+constexpr int kInFlight = 4;             // survivors of a thread of `gather` at a time
 constexpr int kMostLanes = 64;           // of a block of `gather`
 constexpr unsigned long long kNowhere = ~0ull >> 1;
 
@@ -163,9 +164,10 @@ __global__ void __launch_bounds__(kRowThreads)
 // Math      num_ij = sum over the survivors k of P_ik v_kj
 // Presumes  N values in one access, or N = 1; `lanes`, a power of two, divides kThreads
 // Tiles     `lanes` times N of the d values of one row and limb; groups of so many threads share
-//           out the survivors, and their sums meet in shared memory
+//           out the survivors, and their sums meet in shared memory; two blocks at least on a
+//           processor, or the compiler saves registers and has one load in flight
 template <int N>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     gather_rows(Survivors survivors, Matrix values, unsigned lanes, int64_t* num) {
   struct Shared {
     int32_t index[kCapacity], weight[kCapacity];
@@ -194,12 +196,19 @@ __global__ void __launch_bounds__(kThreads)
   int64_t sums[N] = {};
   if (j < left) {
     const int8_t* v = values.values + limb * values.pitch * values.terms + begin + j;
-#pragma unroll 4
-    for (int s = threadIdx.x / lanes; s < count; s += groups) {
-      const auto value = load<N>(v + shared.index[s] * values.terms, N, true);
-      const int64_t weight = shared.weight[s];
+    for (int s = threadIdx.x / lanes; s < count; s += kInFlight * groups) {
+      Vector<int8_t, N> value[kInFlight];
+      int64_t weight[kInFlight];
 #pragma unroll
-      for (int i = 0; i < N; ++i) sums[i] += weight * value.at[i];
+      for (int f = 0; f < kInFlight; ++f) {
+        const int at = s + f * groups;
+        weight[f] = at < count ? shared.weight[at] : 0;
+        value[f] = load<N>(v + shared.index[at < count ? at : s] * values.terms, N, true);
+      }
+#pragma unroll
+      for (int f = 0; f < kInFlight; ++f)
+#pragma unroll
+        for (int i = 0; i < N; ++i) sums[i] += weight[f] * value[f].at[i];
     }
   }
 #pragma unroll
@@ -250,7 +259,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void quantize_of(const T* x, int64_t rows, int64_t dim, int limbs, int8_t* digits, double* step,
                  Place place) {
-  const Call call{"quantize", {{"B", rows}, {"d", dim}, {"L", limbs}}};
+  const Call call{"cuda quantize", {{"samples", rows}, {"values", dim}, {"limbs", limbs}}};
   const DeviceGuard guard(place.device, call);
   launch(quantize_rows<T>, call, {rows, kRowThreads}, place.stream, x, dim,
          holds_vectors<kEach>(x, dim), limbs, digits, step);
@@ -260,7 +269,7 @@ template <class T>
 void finish_of(const int64_t* num, const int64_t* total, const double* affine, const double* c_D,
                const double* c_x, const T* x, int64_t rows, int64_t ref_limbs, int64_t dim, T* out,
                Place place) {
-  const Call call{"finish", {{"B", rows}, {"R", ref_limbs}, {"d", dim}}};
+  const Call call{"cuda finish", {{"samples", rows}, {"values", dim}, {"limbs", ref_limbs}}};
   const DeviceGuard guard(place.device, call);
   const bool aligned = holds_vectors<kEach>(num, dim) && holds_vectors<kEach>(x, dim) &&
                        holds_vectors<kEach>(out, dim);
@@ -271,9 +280,11 @@ void finish_of(const int64_t* num, const int64_t* total, const double* affine, c
 template <int N>
 void gather_of(const Survivors& survivors, int64_t rows, const Matrix& references, int64_t* num,
                Place place) {
-  const Call call{
-      "gather",
-      {{"B", rows}, {"n", references.rows}, {"d", references.terms}, {"R", references.limbs}}};
+  const Call call{"cuda gather",
+                  {{"samples", rows},
+                   {"references", references.rows},
+                   {"values", references.terms},
+                   {"limbs", references.limbs}}};
   const DeviceGuard guard(place.device, call);
   unsigned lanes = 1;
   while (lanes < kMostLanes && lanes * N < references.terms) lanes *= 2;
@@ -294,7 +305,7 @@ void quantize(const void* x, bool wide, int64_t rows, int64_t dim, int limbs, in
 
 void weights(const float* relative, const double* anchors, const double* peak, int64_t rows,
              int64_t n, int limbs, Survivors survivors, Sums sums, Place place) {
-  const Call call{"weights", {{"B", rows}, {"n", n}, {"L", limbs}}};
+  const Call call{"cuda weights", {{"samples", rows}, {"references", n}, {"limbs", limbs}}};
   const DeviceGuard guard(place.device, call);
   launch(sums.argmax ? weigh_rows<true> : weigh_rows<false>, call, {rows, kRowThreads},
          place.stream, relative, anchors, peak, n, limbs, survivors, sums);

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from . import cpu_backend, torch_backend, triton_backend
+from . import cpu_backend, cuda_backend, torch_backend, triton_backend
 from .stages import Stages
 
 BACKENDS: dict[str, Stages] = {
-    module.NAME: module for module in (cpu_backend, triton_backend, torch_backend)
+    module.NAME: module for module in (cpu_backend, triton_backend, cuda_backend, torch_backend)
 }
 
-# What "auto" tries, in this order.
+# What "auto" tries, in this order. "cuda" is taken by name alone: neither it nor "triton" has been
+# measured on a GPU, and two that nobody compared need no order.
 PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
 
 

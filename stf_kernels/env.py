@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from . import __version__, cpu_backend
-from .backends import BACKENDS
+from . import __version__, cpu_backend, cuda_backend
+from .backends import BACKENDS, PREFERENCE
 
 
 def report() -> dict[str, str]:
@@ -30,7 +30,8 @@ def report() -> dict[str, str]:
             "oneDNN" if cpu_backend.has_int8_products() else "none that is exact: float64 instead"
         )
         lines["CUDA part"] = (
-            f"built for sm_{extension.cuda_architectures.replace(' ', ', sm_')}"
+            f"built for sm_{extension.cuda_architectures.replace(' ', ', sm_')}; "
+            f"{'with' if extension.cuda.hopper_built() else 'without'} kernels of sm_90a's own"
             if extension.cuda_architectures
             else f"not built: {extension.cuda_absent}"
         )
@@ -42,7 +43,10 @@ def report() -> dict[str, str]:
     for device in devices[1:]:
         name = torch.cuda.get_device_name(device)
         major, minor = torch.cuda.get_device_capability(device)
-        lines[str(device)] = f"{name}, sm_{major}{minor}; {_device_check(extension, device.index)}"
+        lines[str(device)] = f"{name}, sm_{major}{minor}; {_device_check(extension, device)}"
+    lines["backend auto"] = "; ".join(
+        f"on {kind} devices {' or '.join(names)}" for kind, names in PREFERENCE.items()
+    )
     for name, backend in BACKENDS.items():
         reasons = {str(device): backend.unavailable(device) for device in devices}
         lines[f"backend {name}"] = "; ".join(
@@ -52,18 +56,20 @@ def report() -> dict[str, str]:
     return lines
 
 
-def _device_check(extension: Any, device: int) -> str:
+def _device_check(extension: Any, device: torch.device) -> str:
     """Whether the device's arithmetic gives the host's bits, by 2^e on [-63, 0]."""
-    if not hasattr(extension, "cuda_exp2"):
-        return "arithmetic not checked: the CUDA part is not built"
+    reason = cuda_backend.unavailable(device)
+    if reason is not None:
+        return "arithmetic not checked: the CUDA part does not run"
     e = -63 * torch.rand(1 << 16, dtype=torch.float64)
-    host, there = torch.empty_like(e), torch.empty_like(e)
+    host, given = torch.empty_like(e), e.to(device)
+    there = torch.empty_like(given)
     extension.exp2(e.data_ptr(), host.data_ptr(), e.numel())
     try:
-        extension.cuda_exp2(e.data_ptr(), there.data_ptr(), e.numel(), device)
+        cuda_backend.exp2(given, there)
+        same = int((host == there.cpu()).sum())
     except RuntimeError as error:
         return f"arithmetic not checked: {error}"
-    same = int((host == there).sum())
     return f"arithmetic: {same} of {e.numel()} values have the host's bits"
 
 

@@ -19,6 +19,7 @@ from stf_kernels import (
     References,
     Velocity,
     golden,
+    gpu_layout,
     pipeline,
     stable_target,
     stable_target_with_stats,
@@ -411,10 +412,10 @@ def test_a_chunk_of_a_set_is_read_where_it_is():
     values = torch.zeros(3, 600, 20, dtype=torch.int8)
     chunk = values[:, 128:384]
     assert not chunk.is_contiguous()
-    there, pitch = mine._pitched(chunk)
+    there, pitch = gpu_layout.pitched(chunk)
     assert (there.data_ptr(), pitch) == (chunk.data_ptr(), 600)
     every_other = values[:, ::2]  # no backend gets these, but they are no trap
-    there, pitch = mine._pitched(every_other)
+    there, pitch = gpu_layout.pitched(every_other)
     assert (there.is_contiguous(), pitch) == (True, 300)
 
 
@@ -458,8 +459,10 @@ def test_the_stages_allocate_no_more_than_they_say(monkeypatch, shape, limbs, pr
         mine.weighted_sum(weights, values)
         mine.weighted_sum(weights, digits)
     promised = mine.workspace(rows_, n, dim, limbs, digit_count)
-    assert promised - 2 * mine.ROUNDED_UP < allocated.bytes <= promised - mine.ROUNDED_UP
-    assert len(allocated.seen) <= mine.ROUNDED_UP // 512
+    assert (
+        promised - 2 * gpu_layout.ROUNDED_UP < allocated.bytes <= promised - gpu_layout.ROUNDED_UP
+    )
+    assert len(allocated.seen) <= gpu_layout.ROUNDED_UP // 512
 
 
 def test_more_references_than_an_int32_sum_holds(monkeypatch):

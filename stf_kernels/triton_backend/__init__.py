@@ -18,19 +18,17 @@ import torch
 from torch import Tensor
 
 from .. import arithmetic as ar
+from .. import gpu_layout
+from ..gpu_layout import SPARSE_SURVIVORS, STATISTICS_SUMS, ceil_div, dotted, padded, pitched
 from ..stages import Prepared, Samples, Weights
 from . import tiles
 
 NAME = "triton"
 OLDEST_TRITON = (3, 6)
-OLDEST_CAPABILITY = (8, 0)
+MAX_ROWS, BLOCK_BYTES = gpu_layout.MAX_ROWS, gpu_layout.BLOCK_BYTES
+workspace = gpu_layout.workspace
 
-SPARSE_SURVIVORS = 128  # a row with more goes through the matrix product
-MAX_ROWS = 1024
-BLOCK_BYTES = 2 << 30  # a GPU is best filled by the whole batch
 PART_TERMS = 512  # stage 4 cuts n into parts no shorter
-STATISTICS_SUMS = 5  # total, square, bits, lost, n - argmax
-ROUNDED_UP = 32 * 512  # bytes torch's allocator may add to all tensors of the stages
 EXACT = {"enable_fp_fusion": False}  # every launch: products and sums round apart
 
 
@@ -65,53 +63,12 @@ def unavailable(device: torch.device) -> str | None:
     except ImportError as error:
         return f"triton is not importable ({error})"
     if kernels.VERSION < OLDEST_TRITON:
-        return f"it needs triton {_dotted(OLDEST_TRITON)} or later, got {_dotted(kernels.VERSION)}"
+        return f"it needs triton {dotted(OLDEST_TRITON)} or later, got {dotted(kernels.VERSION)}"
     if interpreted != kernels.INTERPRETED:
         return "TRITON_INTERPRET changed after the kernels were imported"
     if device.type == "cpu" or interpreted:
         return None
-    if torch.version.hip:
-        return "it needs an NVIDIA GPU"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < OLDEST_CAPABILITY:
-        return (
-            f"it needs compute capability {_dotted(OLDEST_CAPABILITY)} or later, "
-            f"got {_dotted(capability)}"
-        )
-    return None
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
-
-
-def workspace(rows: int, n: int, dim: int, ref_limbs: int, limbs: int) -> int:
-    """Bytes the stages allocate at most for `rows` samples with `n` references."""
-    quantized = limbs * _padded(dim) + 8
-    logit = 4 * _padded(n) + 8 * _ceil(n, ar.BLOCK)
-    weight = limbs * _padded(n) + 8 * SPARSE_SURVIVORS + 8 * STATISTICS_SUMS + 8 + 32  # argmax
-    num = 8 * (ref_limbs * dim + ar.NORM_LIMBS)
-    columns = (ref_limbs * dim + ar.NORM_LIMBS) * _padded(n)
-    return rows * (quantized + logit + weight + num) + columns + ROUNDED_UP
-
-
-def _padded(size: int) -> int:
-    return _ceil(size, ar.BLOCK) * ar.BLOCK
-
-
-def _ceil(size: int, part: int) -> int:
-    return -(-size // part)
-
-
-def _pitched(values: Tensor) -> tuple[Tensor, int]:
-    """References int8 [R, n, d] whose rows lie side by side, and the rows from limb to limb."""
-    _, n, dim = values.shape
-    limb, row, value = values.stride()
-    if values.is_contiguous():
-        return values, n
-    if (row, value) == (dim, 1) and limb % dim == 0:
-        return values, limb // dim  # a part of a set
-    return values.contiguous(), n
+    return gpu_layout.unfit(device)
 
 
 def _width(size: int, most: int) -> int:
@@ -131,10 +88,10 @@ def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
     scale = torch.empty((), dtype=torch.float64, device=data.device)
     size = data.numel()
     with _on(data):
-        _kernels().magnitude[(_ceil(size, 16 * 2048),)](
+        _kernels().magnitude[(ceil_div(size, 16 * 2048),)](
             data, largest, size, STEPS=16, BD=2048, **EXACT
         )
-        _kernels().fix[(_ceil(size, 1024),)](
+        _kernels().fix[(ceil_div(size, 1024),)](
             data, largest, values, scale, size, R=limbs, BD=1024, **EXACT
         )
     return values, norms(values, 0.0), scale
@@ -156,10 +113,10 @@ def norms(values: Tensor, twice_offset: float) -> Tensor:
 def transpose(values: Tensor) -> Tensor:
     """The copy [R, d, n padded to 128] of the references that stage 4 multiplies."""
     ref_limbs, n, dim = values.shape
-    values, pitch = _pitched(values)
-    out = torch.empty((ref_limbs, dim, _padded(n)), dtype=torch.int8, device=values.device)
+    values, pitch = pitched(values)
+    out = torch.empty((ref_limbs, dim, padded(n)), dtype=torch.int8, device=values.device)
     with _on(values):
-        grid = (ref_limbs * _ceil(n, 128) * _ceil(dim, 64),)
+        grid = (ref_limbs * ceil_div(n, 128) * ceil_div(dim, 64),)
         _kernels().transpose[grid](values, out, n, dim, pitch, R=ref_limbs, BN=128, BD=64, **EXACT)
     return out
 
@@ -167,7 +124,7 @@ def transpose(values: Tensor) -> Tensor:
 def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
     """Stage 1: the digits of rint(x / step), int8 [B, L, d padded to 128], and step [B]."""
     rows, dim = x.shape
-    digits = torch.empty((rows, limbs, _padded(dim)), dtype=torch.int8, device=x.device)
+    digits = torch.empty((rows, limbs, padded(dim)), dtype=torch.int8, device=x.device)
     step = torch.empty(rows, dtype=torch.float64, device=x.device)
     with _on(x):
         _kernels().quantize[(rows,)](x, digits, step, dim, L=limbs, BD=_width(dim, 1024), **EXACT)
@@ -180,16 +137,16 @@ def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tup
     No block is left out, whatever `floor`.
     """
     ref_limbs, n, dim = refs.values.shape
-    values, pitch = _pitched(refs.values)
+    values, pitch = pitched(refs.values)
     offset, exponent = samples.student or (None, None)
     rows, limbs, _ = samples.q.shape
     device = samples.q.device
     tile = tiles.logits(device, rows, n)
-    blocks = _ceil(n, ar.BLOCK)
-    relative = torch.empty((rows, _padded(n)), dtype=torch.float32, device=device)
+    blocks = ceil_div(n, ar.BLOCK)
+    relative = torch.empty((rows, padded(n)), dtype=torch.float32, device=device)
     anchors = torch.empty((rows, blocks), dtype=torch.float64, device=device)
     with _on(samples.q):
-        _kernels().logits[(_ceil(rows, tile.BM) * blocks,)](
+        _kernels().logits[(ceil_div(rows, tile.BM) * blocks,)](
             samples.q,
             values,
             refs.norms,
@@ -208,7 +165,7 @@ def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tup
             pitch,
             L=limbs,
             R=ref_limbs,
-            SPANS=_ceil(dim, _kernels().SAFE_TERMS),
+            SPANS=ceil_div(dim, _kernels().SAFE_TERMS),
             RAGGED=dim % tile.BK != 0,
             BM=tile.BM,
             BK=tile.BK,
@@ -238,17 +195,17 @@ def weights(
         empty(rows),
         empty(rows, SPARSE_SURVIVORS),
         empty(rows, SPARSE_SURVIVORS),
-        empty(rows, limbs, _padded(n), dtype=torch.int8),
+        empty(rows, limbs, padded(n), dtype=torch.int8),
         empty(1),
         empty(rows),
     )
     sums = empty(STATISTICS_SUMS if statistics else 1, rows, dtype=torch.int64)
     width = _width(n, 1024)
     with _on(relative):
-        _kernels().clear[(_ceil(rows, 128),)](
+        _kernels().clear[(ceil_div(rows, 128),)](
             survivors.counts, survivors.dense, sums, rows, S=sums.shape[0], BB=128, **EXACT
         )
-        _kernels().weights[(rows * _ceil(n, width),)](
+        _kernels().weights[(rows * ceil_div(n, width),)](
             relative,
             anchors,
             peak,
@@ -281,7 +238,7 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
     survivors: _Survivors = weights.weight
     ref_limbs, n, dim = values.shape
     rows, limbs, _ = survivors.digits.shape
-    values, pitch = _pitched(values)
+    values, pitch = pitched(values)
     if columns is None:
         columns = transpose(values)
     num = torch.empty((rows, ref_limbs, dim), dtype=torch.int64, device=values.device)
@@ -289,7 +246,7 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
     slots = tiles.slots(values.device, tile.warps)
     width = _width(dim, 512)
     with _on(values):
-        _kernels().gather[(rows * _ceil(dim, width) * ref_limbs,)](
+        _kernels().gather[(rows * ceil_div(dim, width) * ref_limbs,)](
             survivors.counts,
             survivors.indices,
             survivors.weights,
@@ -309,8 +266,8 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
             BD=width,
             **EXACT,
         )
-        most = _ceil(rows, tile.BM) * _ceil(dim, tile.BN) * ref_limbs
-        _kernels().multiply_dense[(max(slots, most * _ceil(n, _kernels().SAFE_TERMS)),)](
+        most = ceil_div(rows, tile.BM) * ceil_div(dim, tile.BN) * ref_limbs
+        _kernels().multiply_dense[(max(slots, most * ceil_div(n, _kernels().SAFE_TERMS)),)](
             survivors.digits,
             survivors.dense,
             survivors.dense_rows,
@@ -337,7 +294,7 @@ def finish(num: Tensor, total: Tensor, affine: Tensor, samples: Samples, out: Te
     rows, ref_limbs, dim = num.shape
     width = _width(dim, 1024)
     with _on(num):
-        _kernels().finish[(rows * _ceil(dim, width),)](
+        _kernels().finish[(rows * ceil_div(dim, width),)](
             num,
             total,
             affine,

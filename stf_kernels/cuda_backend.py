@@ -1,0 +1,286 @@
+"""The CUDA backend: the stages as compiled kernels (csrc/cuda_*), int8 products on tensor cores.
+
+Row lists and counts stay on the device, and every launch goes to the caller's stream: a call can
+be captured in a CUDA graph. Each of the two products has two kernels: a portable one, for every
+GPU from compute capability 8.0 on, and one for 9.0 (Hopper) that takes most shapes.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import arithmetic as ar
+from . import gpu_layout
+from .extension import absence, address, extension
+from .gpu_layout import SPARSE_SURVIVORS, STATISTICS_SUMS, ceil_div, dotted, padded, pitched
+from .stages import Prepared, Samples, Weights
+
+NAME = "cuda"
+MAX_ROWS, BLOCK_BYTES = gpu_layout.MAX_ROWS, gpu_layout.BLOCK_BYTES
+workspace = gpu_layout.workspace
+
+HOPPER = (9, 0)
+
+# Which kernel each product runs: "portable", "hopper", or "auto", which is Hopper's on such a GPU
+# where it takes the operands. The bits are the same: change it to measure.
+PRODUCTS = {"logits": "auto", "multiply_dense": "auto"}
+
+
+class _Survivors(NamedTuple):
+    """What stage 3 leaves on the device for stage 4: Survivors in csrc/cuda_stages.h."""
+
+    counts: Tensor  # [B] int32: survivors, or -1 - slot for a dense row
+    indices: Tensor  # [B, SPARSE_SURVIVORS] int32
+    weights: Tensor  # [B, SPARSE_SURVIVORS] int32
+    digits: Tensor  # [B, L, n padded to 128] int8, by slot
+    dense: Tensor  # [1] int32: rows with more survivors
+    dense_rows: Tensor  # [B] int32, by slot
+
+    def addresses(self) -> tuple[int, ...]:
+        return tuple(map(address, self))
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why this backend cannot run on `device`, or None."""
+    if device.type != "cuda":
+        return "it needs an NVIDIA GPU"
+    if extension() is None:
+        return f"the extension stf_kernels._C is not importable ({absence})"
+    built = extension().cuda_architectures.split()
+    if not built:
+        return f"the CUDA part of the extension is not built: {extension().cuda_absent}"
+    reason = gpu_layout.unfit(device)
+    if reason is not None:
+        return reason
+    capability = torch.cuda.get_device_capability(device)
+    if not any(code_runs(architecture, capability) for architecture in built):
+        return (
+            f"it was built for sm_{', sm_'.join(built)}, none of which runs on compute capability "
+            f"{dotted(capability)}"
+        )
+    return None
+
+
+def code_runs(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether what CMake builds for an architecture runs on a GPU.
+
+    Machine code runs on the same major and no smaller minor number, PTX on all that came later;
+    of 90a both run on that one alone, of 100f in that family. "80" is both, "80-real" machine code
+    and "80-virtual" PTX.
+    """
+    found = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", architecture)
+    assert found is not None, architecture
+    major, minor, letter, kind = found.groups()
+    built = int(major), int(minor)
+    if letter == "a":
+        return capability == built
+    same = capability[0] == built[0] and capability >= built
+    if letter == "f":
+        return same
+    return (same and kind != "-virtual") or (capability >= built and kind != "-real")
+
+
+def _functions() -> Any:
+    """The C functions; tests put those compiled for the host in their place."""
+    return extension().cuda
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    """Device and stream of a launch."""
+    if not tensor.is_cuda:
+        return 0, 0  # the host's functions have but one
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def _matrix(values: Tensor, pitch: int) -> tuple[int, ...]:
+    """Matrix in csrc/cuda_stages.h."""
+    return (address(values), *values.shape, pitch)
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def on_hopper(product: str, device: torch.device, taken: bool) -> bool:
+    """Whether a product runs Hopper's kernel.
+
+    Args:
+        product: a key of PRODUCTS
+        device: of the operands
+        taken: whether that kernel takes them, by their shape and address
+
+    Raises:
+        ValueError: PRODUCTS asks for a kernel that does not exist, or that does not take them
+    """
+    choice = PRODUCTS[product]
+    if choice not in ("auto", "portable", "hopper"):
+        raise ValueError(
+            f"PRODUCTS[{product!r}] must be 'auto', 'portable' or 'hopper', got {choice!r}"
+        )
+    if choice == "hopper" and not taken:
+        raise ValueError(f"PRODUCTS[{product!r}] is 'hopper', which does not take this shape")
+    return taken and (choice == "hopper" or (choice == "auto" and _capability(device) == HOPPER))
+
+
+def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Float references [n, d] in fixed point: values int8 [R, n, d], norms [n], scale a []."""
+    data = data if data.dtype == torch.float64 else data.float()
+    wide, size, place = data.dtype == torch.float64, data.numel(), _place(data)
+    values = torch.empty((limbs, *data.shape), dtype=torch.int8, device=data.device)
+    largest = torch.zeros(1, dtype=torch.int64, device=data.device)
+    scale = torch.empty((), dtype=torch.float64, device=data.device)
+    _functions().magnitude(address(data), wide, size, address(largest), place)
+    _functions().fix(
+        address(data), wide, size, address(largest), limbs, address(values), address(scale), place
+    )
+    return values, norms(values, 0.0), scale
+
+
+def norms(values: Tensor, twice_offset: float) -> Tensor:
+    """N_k = sum_j v_kj^2 + 2 (b/a) sum_j v_kj in float64 [n]."""
+    out = torch.empty(values.shape[1], dtype=torch.float64, device=values.device)
+    values, pitch = pitched(values)
+    _functions().norms(_matrix(values, pitch), twice_offset, address(out), _place(values))
+    return out
+
+
+def transpose(values: Tensor) -> Tensor:
+    """The copy [R, d, n padded to 128] of the references that stage 4 multiplies."""
+    ref_limbs, n, dim = values.shape
+    out = torch.empty((ref_limbs, dim, padded(n)), dtype=torch.int8, device=values.device)
+    values, pitch = pitched(values)
+    _functions().transpose(_matrix(values, pitch), address(out), _place(values))
+    return out
+
+
+def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
+    """Stage 1: the digits of rint(x / step), int8 [B, L, d padded to 128], and step [B]."""
+    rows, dim = x.shape
+    digits = torch.empty((rows, limbs, padded(dim)), dtype=torch.int8, device=x.device)
+    step = torch.empty(rows, dtype=torch.float64, device=x.device)
+    wide = x.dtype == torch.float64
+    _functions().quantize(
+        address(x), wide, rows, dim, limbs, address(digits), address(step), _place(x)
+    )
+    return digits, step
+
+
+def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)].
+
+    No block is left out, whatever `floor`.
+    """
+    n = refs.values.shape[1]
+    rows, limbs, _ = samples.q.shape
+    device = samples.q.device
+    relative = torch.empty((rows, padded(n)), dtype=torch.float32, device=device)
+    anchors = torch.empty((rows, ceil_div(n, ar.BLOCK)), dtype=torch.float64, device=device)
+    values, pitch = pitched(refs.values)
+    q = address(samples.q), rows, limbs
+    references = _matrix(values, pitch)
+    offset, exponent = samples.student or (None, None)
+    of_samples = samples.slope, samples.curvature, offset, exponent, samples.labels
+    ref_labels = refs.labels if samples.labels is not None else None
+    call = (
+        tuple(map(address, of_samples)),
+        tuple(map(address, (refs.norms, refs.bias, ref_labels))),
+        (n, address(relative), address(anchors)),
+    )
+    taken = _functions().hopper_takes_logits(q, references)
+    hopper = on_hopper("logits", device, taken)
+    _functions().logits(hopper, q, references, call, _place(samples.q))
+    return relative[:, :n], anchors
+
+
+def weights(
+    relative: Tensor, anchors: Tensor, peak: Tensor, precision: str, statistics: bool
+) -> Weights:
+    """Stage 3: integer weights P = rint(2^e lim) as lists and digits, and their sums.
+
+    Args:
+        relative, anchors: as `logits` returns them
+        peak: the largest logit of the row over all references, float64 [B]
+    """
+    rows, n = relative.shape
+    limbs = ar.LIMBS[precision]
+    if relative.stride() != (padded(n), 1):  # none that `logits` returned
+        relative = torch.nn.functional.pad(relative, (0, padded(n) - n))
+
+    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=relative.device)
+
+    survivors = _Survivors(
+        empty(rows),
+        empty(rows, SPARSE_SURVIVORS),
+        empty(rows, SPARSE_SURVIVORS),
+        empty(rows, limbs, padded(n), dtype=torch.int8),
+        empty(1).zero_(),
+        empty(rows),
+    )
+    sums = empty(STATISTICS_SUMS if statistics else 1, rows, dtype=torch.int64)
+    _functions().weights(
+        address(relative),
+        address(anchors),
+        address(peak),
+        rows,
+        n,
+        limbs,
+        survivors.addresses(),
+        (*map(address, sums), 0, 0, 0, 0)[:STATISTICS_SUMS],
+        _place(relative),
+    )
+    return Weights(survivors, *sums)
+
+
+def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None) -> Tensor:
+    """Stage 4: sum_k P_ik v_kj for each reference limb, exact int64 [B, R, d].
+
+    Args:
+        weights: as `weights` leaves them
+        values: int8 [R, n, d]
+        columns: `transpose(values)`, where it is at hand
+    """
+    survivors: _Survivors = weights.weight
+    ref_limbs, _, dim = values.shape
+    rows, limbs, _ = survivors.digits.shape
+    place = _place(values)
+    num = torch.empty((rows, ref_limbs, dim), dtype=torch.int64, device=values.device)
+    if columns is None:
+        columns = transpose(values)
+    values, pitch = pitched(values)
+    _functions().gather(survivors.addresses(), rows, _matrix(values, pitch), address(num), place)
+    dense = survivors.addresses(), rows, limbs, _matrix(columns, dim)
+    taken = _functions().hopper_takes_dense(*dense)
+    hopper = on_hopper("multiply_dense", values.device, taken)
+    _functions().multiply_dense(hopper, *dense, address(num), place)
+    return num
+
+
+def finish(num: Tensor, total: Tensor, affine: Tensor, samples: Samples, out: Tensor) -> None:
+    """Stage 5: out = c_D D + c_x x with D = a num / total + b, rounded once to out's type."""
+    rows, ref_limbs, dim = num.shape
+    _functions().finish(
+        address(num),
+        address(total),
+        address(affine),
+        address(samples.c_D),
+        address(samples.c_x),
+        address(samples.x),
+        samples.x.dtype == torch.float64,
+        rows,
+        ref_limbs,
+        dim,
+        address(out),
+        _place(num),
+    )
+
+
+def exp2(e: Tensor, out: Tensor) -> None:
+    """out = 2^e for -63 <= e <= 0 in float64, for stf_kernels.env to compare with the host's."""
+    _functions().exp2(address(e), address(out), e.numel(), _place(e))
