@@ -66,7 +66,7 @@ def measure(names: list[str], seconds: float, quick: bool) -> list[Outcome]:
     )
     outcomes = []
     deadline = time.monotonic() + seconds
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=ROOT, prefix=".report-") as folder:  # gigabytes
         file = Path(folder, "rows")
         for part in PARTS:
             if part.name not in names:

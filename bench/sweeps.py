@@ -26,7 +26,8 @@ from bench.rows import Row
 from stf_kernels.cpu_products import has_int8_products
 
 SECONDS = 0.4  # of the timed rounds of a point
-SLOW, LONGEST = 2e3, 20e3  # milliseconds: of a call made only once; of one that is not made
+SLOW = 2e3  # milliseconds of a call that is made only once
+LONGEST = {True: 60e3, False: 20e3}  # milliseconds of a call that is not made: ours, a peer's
 LEAST_EXTRAPOLATED = 1e3  # times below this say little about the next point
 MEMORY_SHARE = 0.9  # of what is free
 CHECKED_ELEMENTS = 1 << 28  # n d, up to which there is an error: float64 takes its time
@@ -42,6 +43,13 @@ class Shape:
     size: int = 32
     noise: str = "edm"
     refs: str = "uint8"
+
+    def problem(self, device: torch.device) -> Problem:
+        return photographs(**asdict(self), device=str(device))
+
+    def path(self, store: Path) -> Path:
+        """Where it is kept for the processes of several cases."""
+        return store / f"problem-{self.B}-{self.n}-{self.size}-{self.noise}-{self.refs}"
 
     def reduced(self) -> Shape:
         """For a trial."""
@@ -101,30 +109,40 @@ def curve_names(name: str, exact: str) -> list[str]:
     return [f"STF {by}" for by in (*ours, *CURVES[name].peers)]
 
 
-def measure(case: Case, shapes: Iterable[Shape], device: torch.device, emit: Emit) -> None:
-    """The rows of one case, until there is a reason to stop."""
+def measure(
+    case: Case, shapes: Iterable[Shape], device: torch.device, emit: Emit, store: Path | None = None
+) -> None:
+    """The rows of one case, until there is a reason to stop.
+
+    Args:
+        store: a folder that may have the shapes' problems
+    """
+    ours = case.name in our_names(device)
     size = before = None
     for shape in shapes:
-        note = case.missing or _too_long(before, shape)
+        note = case.missing or _too_long(before, shape, LONGEST[ours])
         if note is None:
             try:
                 if shape.size != size:  # loads libraries; KeOps compiles for each d
                     case.build(photographs(4, 128, shape.size, device=str(device)))()
                     size = shape.size
-                before = point(case, shape, device)
+                before = point(case, shape, device, store)
                 emit(before)
                 continue
             except (MemoryError, RuntimeError) as error:  # of torch's allocators, the second
-                if case.name in our_names(device):
+                if ours:
                     raise
                 note = _refusal(error)
         emit(replace(empty(case, shape), note=note))
         return
 
 
-def point(case: Case, shape: Shape, device: torch.device) -> Row:
+def point(case: Case, shape: Shape, device: torch.device, store: Path | None = None) -> Row:
     """One row. The first call at this shape is the one whose memory counts."""
-    problem = photographs(**asdict(shape), device=str(device))
+    if store is not None and (path := shape.path(store)).exists():
+        problem = torch.load(path, weights_only=False)
+    else:
+        problem = shape.problem(device)
     call = case.build(problem)
     if device.type == "cuda":
         call()  # what libraries and compilers allocate once is not the call's
@@ -132,9 +150,7 @@ def point(case: Case, shape: Shape, device: torch.device) -> Row:
     first: list[float] = []
     extra = extra_bytes(lambda: first.append(elapsed(lambda: found.append(call()))), device)
     score = found.pop() if found else call()
-    error = None
-    if problem.data.numel() <= CHECKED_ELEMENTS:
-        error = problem.worst_error(score)
+    error = problem.worst_error(score) if problem.data.numel() <= CHECKED_ELEMENTS else None
     del score
     slow = first and first[0] > SLOW
     ms, rounds = (first[0], 1) if slow else milliseconds(call, device, SECONDS)
@@ -149,13 +165,13 @@ def empty(case: Case, shape: Shape) -> Row:
     )
 
 
-def _too_long(before: Row | None, shape: Shape) -> str | None:
+def _too_long(before: Row | None, shape: Shape, longest: float) -> str | None:
     """Why the next point is not measured, if the time grows with B n d as it should."""
     if before is None or before.ms is None or before.ms < LEAST_EXTRAPOLATED:
         return None
     growth = shape.B * shape.n * 3 * shape.size**2 / (before.B * before.n * before.d)
     expected = before.ms * growth
-    return f"{expected / 1e3:.0f} s a call" if expected > LONGEST else None
+    return f"{expected / 1e3:.0f} s a call" if expected > longest else None
 
 
 def _refusal(error: Exception) -> str:
@@ -179,14 +195,29 @@ def limit_memory() -> int:
     return allowed
 
 
+def shapes_of(name: str, quick: bool) -> list[Shape]:
+    return [shape.reduced() if quick else shape for shape in CURVES[name].shapes]
+
+
 def curves(name: str, path: Path, device: torch.device, quick: bool) -> None:
-    """A curve, each case in a process of its own."""
+    """A curve, each case in a process of its own; on a CPU its problems are made but once."""
+    shapes = shapes_of(name, quick) if device.type == "cpu" else []
     failed = []
-    for case in curve_names(name, yardstick(device).removeprefix("STF ")):
-        words = [sys.executable, "-m", "bench.sweeps", name, str(path), "--case", case]
-        words += ["--device", str(device), *(["--quick"] if quick else [])]
-        if subprocess.run(words, cwd=ROOT).returncode:
-            failed.append(case)
+    try:
+        for shape in shapes:
+            problem = shape.problem(device)
+            if problem.data.numel() <= CHECKED_ELEMENTS:
+                assert problem.truth is not None  # goes into the file as well
+            torch.save(problem, shape.path(path.parent))
+        photographs.cache_clear()
+        for case in curve_names(name, yardstick(device).removeprefix("STF ")):
+            words = [sys.executable, "-m", "bench.sweeps", name, str(path), "--case", case]
+            words += ["--device", str(device), *(["--quick"] if quick else [])]
+            if subprocess.run(words, cwd=ROOT).returncode:
+                failed.append(case)
+    finally:
+        for shape in shapes:
+            shape.path(path.parent).unlink(missing_ok=True)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
@@ -302,10 +333,8 @@ def main() -> None:
     else:
         if device.type == "cpu":
             limit_memory()
-        shapes = CURVES[options.part].shapes
-        if options.quick:
-            shapes = tuple(map(Shape.reduced, shapes))
-        measure(cases(device)[options.case], shapes, device, emit)
+        shapes = shapes_of(options.part, options.quick)
+        measure(cases(device)[options.case], shapes, device, emit, options.rows.parent)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_a_curve_ends_where_time_or_memory_is_not_enough(monkeypatch):
     assert rows[2].ms is None
 
     monkeypatch.setattr(sweeps, "LEAST_EXTRAPOLATED", 0.0)
-    monkeypatch.setattr(sweeps, "LONGEST", 0.0)
+    monkeypatch.setattr(sweeps, "LONGEST", dict.fromkeys((True, False), 0.0))
     rows.clear()
     sweeps.measure(fake("peer", hungry), shapes, CPU, rows.append)
     assert [row.note for row in rows] == [None, "0 s a call"]
@@ -168,6 +168,8 @@ def test_a_curve_has_a_process_for_each_case_and_fails_with_one(tmp_path, monkey
 
     def start(words: list[str], cwd: Path) -> SimpleNamespace:
         case = words[words.index("--case") + 1]
+        (problem,) = tmp_path.glob("problem-*")
+        assert torch.load(problem, weights_only=False).truth.shape == (8, 3, 32, 32)
         started.append(case)
         return SimpleNamespace(returncode=int("flash" in case))
 
@@ -175,6 +177,7 @@ def test_a_curve_has_a_process_for_each_case_and_fails_with_one(tmp_path, monkey
     with pytest.raises(SystemExit, match="failed: STF SDPA flash fp32"):
         sweeps.curves("kernels", tmp_path / "rows", CPU, quick=True)
     assert started == sweeps.curve_names("kernels", "cpu exact")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_process_of_a_curve_leaves_its_rows(tmp_path):
