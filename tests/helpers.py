@@ -12,6 +12,7 @@ import plain_spec
 import torch
 from sklearn.datasets import load_sample_images
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stf_kernels import References, oracle
 
@@ -209,3 +210,23 @@ def references_and_plain(
     refs = References(u, value_range=(-1, 2), labels=labels, log_weight=log_weight)
     a = 3 / 255
     return refs, (u.int() - 128).tolist(), (a, 128 * a - 1), 256 + (2 * -1.0 * 255) / 3
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of all tensors made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.seen: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor) and not any(
+                tensor.untyped_storage().data_ptr() == t.untyped_storage().data_ptr()
+                for t in self.seen
+            ):
+                self.seen.append(tensor)
+                self.bytes += tensor.untyped_storage().nbytes()
+        return out

@@ -1,6 +1,7 @@
-"""The Triton backend: interpreted in a process of its own, and run where there is a GPU.
+"""The Triton backend around its kernels, and these interpreted in a process of their own.
 
-The interpreted tests are in triton_interpreted.py; test_triton_compile.py reads the machine code.
+The interpreted tests are in triton_interpreted.py; test_triton_compile.py reads the machine code,
+and test_gpu.py runs it where it can.
 """
 
 from __future__ import annotations
@@ -13,28 +14,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_bits import assert_same_bits, problem
 
 from stf_kernels import (
     BackendUnavailable,
-    References,
-    golden,
-    pipeline,
     stable_target,
-    stable_target_with_stats,
     triton_backend,
 )
 from stf_kernels.backends import BACKENDS, PREFERENCE
 from stf_kernels.triton_backend import table, tiles
 
 HERE = Path(__file__).parent
-CPU = torch.device("cpu")
-NO_GPU = (
-    triton_backend.unavailable(torch.device("cuda", 0))
-    if torch.cuda.is_available()
-    else "torch sees no CUDA device"
-)
-needs_gpu = pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
 INTERPRETED, INTERPRETED_TESTS = "tests/triton_interpreted.py", 160
 
 
@@ -112,91 +101,3 @@ def test_tiles_go_by_architecture_and_size():
         assert few < many
         norms, values = (tiles.look_up(table.DENSE[architecture], 512, d).BN for d in (1, 3072))
         assert norms < values
-
-
-@needs_gpu
-@pytest.mark.parametrize("case", golden.CASES)
-def test_golden_hashes_on_a_gpu(case):
-    target = golden.CASES[case]("cuda").compute(backend="triton")
-    assert golden.digest(target) == golden.RECORDED[case]
-
-
-@needs_gpu
-@pytest.mark.parametrize("precision", ["exact", "fast"])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (33, 1000, 100), (300, 4096, 3072), (64, 9000, 768)])
-@pytest.mark.parametrize("noise", [{}, {"noise": "student_t", "D": 128}], ids=["gaussian", "t"])
-def test_a_gpu_computes_the_specification_s_bits(shape, precision, noise):
-    torch.manual_seed(0)
-    x, u, sigma = (t.cuda() for t in problem(shape, torch.float32))
-    refs = References(u, value_range=(-1, 1))
-    options = {"precision": precision, **noise}
-    expected = stable_target_with_stats(x, refs, sigma, backend="torch", **options)
-    found = stable_target_with_stats(x, refs, sigma, backend="triton", **options)
-    assert_same_bits(found[0], expected[0])
-    for a, b in zip(found[1], expected[1], strict=True):
-        assert torch.equal(a.nan_to_num(), b.nan_to_num())
-
-
-@needs_gpu
-@pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.parametrize("limbs", [1, 3])
-def test_references_in_chunks_on_a_gpu(monkeypatch, limbs, kept):
-    torch.manual_seed(4)
-    x, u, sigma = (t.cuda() for t in problem((64, 5000, 300), torch.float32))
-    refs = References(u.float() / 99, limbs=limbs)
-    expected = stable_target(x, refs, sigma, backend="triton")
-    monkeypatch.setattr(pipeline, "plan", lambda *_: pipeline.Plan(40, 1024, kept))
-    assert_same_bits(stable_target(x, refs, sigma, backend="triton"), expected)
-
-
-@needs_gpu
-@pytest.mark.parametrize("kept", [True, False])
-def test_captured_in_a_graph_without_waiting_for_the_device(kept):
-    torch.manual_seed(1)
-    x, u, sigma = (t.cuda() for t in problem((64, 1000, 300), torch.float32))
-    refs = References(u, value_range=(-1, 1))
-    expected = stable_target(x, refs, sigma, backend="torch")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        stable_target(x, refs, sigma, backend="triton")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    if not kept:
-        refs = References(u, value_range=(-1, 1))  # its transposed copy becomes part of the graph
-    static, graph = torch.zeros_like(x), torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = stable_target(static, refs, sigma, backend="triton")
-    static.copy_(x)
-    graph.replay()
-    assert_same_bits(out, expected)
-    assert_same_bits(stable_target(x, refs, sigma, backend="triton"), expected)
-
-
-@needs_gpu
-def test_side_streams_and_devices():
-    torch.manual_seed(2)
-    x, u, sigma = problem((64, 1000, 300), torch.float32)
-    expected = stable_target(x, References(u, value_range=(-1, 1)), sigma, backend="torch")
-    for index in range(torch.cuda.device_count()):
-        device = torch.device("cuda", index)
-        refs = References(u.to(device), value_range=(-1, 1))
-        here = x.to(device), refs, sigma.to(device)
-        torch.cuda.synchronize(device)
-        streams = [torch.cuda.Stream(device) for _ in range(3)]
-        found = []
-        for stream in streams:
-            with torch.cuda.stream(stream):
-                found.append(stable_target(*here, backend="triton"))
-        torch.cuda.synchronize(device)
-        for out in found:
-            assert_same_bits(out.cpu(), expected)
-
-
-@needs_gpu
-def test_compiled_into_one_graph_on_a_gpu():
-    torch.manual_seed(3)
-    x, u, sigma = (t.cuda() for t in problem((64, 1000, 300), torch.float32))
-    refs = References(u, value_range=(-1, 1))
-    expected = stable_target(x, refs, sigma, backend="torch")
-    call = torch.compile(lambda x: stable_target(x, refs, sigma), fullgraph=True)
-    assert_same_bits(call(x), expected)

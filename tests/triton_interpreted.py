@@ -10,10 +10,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from helpers import Allocated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bits import assert_same_bits, problem
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from stf_kernels import (
     References,
@@ -417,26 +417,6 @@ def test_a_chunk_of_a_set_is_read_where_it_is():
     every_other = values[:, ::2]  # no backend gets these, but they are no trap
     there, pitch = gpu_layout.pitched(every_other)
     assert (there.is_contiguous(), pitch) == (True, 300)
-
-
-class Allocated(TorchDispatchMode):
-    """Counts the bytes of all tensors made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-        self.seen: list[torch.Tensor] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor) and not any(
-                tensor.untyped_storage().data_ptr() == t.untyped_storage().data_ptr()
-                for t in self.seen
-            ):
-                self.seen.append(tensor)
-                self.bytes += tensor.untyped_storage().nbytes()
-        return out
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
