@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from bench import fingerprints
+from bench import fingerprints, provenance
 from stf_kernels import golden
 from stf_kernels.golden import Outcome, Way
 
@@ -69,3 +69,10 @@ def test_the_command_s_exit_status(monkeypatch, tmp_path, capsys):
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
     assert "DIFFERENT: statistics" in (tmp_path / "table.md").read_text()
     assert "DIFFERENT: statistics" in capsys.readouterr().out
+
+
+def test_the_driver_of_a_gpu_is_asked_for(monkeypatch):
+    monkeypatch.setattr(provenance, "_output", lambda *command: "580.82.07\n580.82.07")
+    assert provenance._driver() == "580.82.07"
+    monkeypatch.undo()
+    assert provenance._output("no-such-command-here") is None
