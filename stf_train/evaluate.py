@@ -24,7 +24,7 @@ class Drawn(Protocol):
 
     @property
     def evaluations(self) -> int:
-        """Of the network, for each sample."""
+        """Of all networks there are, for each sample."""
 
 
 # One sample for each seed, which alone decides it.
@@ -43,7 +43,7 @@ class Report:
     levels: int | None  # samples are clipped and rounded to so many values; None for floats
     n: int  # samples in each set
     seeds: tuple[str, ...]  # of each set
-    evaluations: float  # of the network for a sample (NFE), the mean
+    evaluations: float  # of all networks for a sample (NFE), the mean
     measures: dict[str, tuple[float, ...]]  # of each set
 
     def mean(self, measure: str) -> float:

@@ -66,6 +66,8 @@ def check(context: click.Context, config: Config) -> Config:
         raise bad("--range", f"LOW must be below HIGH, got {low:g} {high:g}.")
     if config.fp16 and config.bf16:
         raise bad("--bf16", "--fp16 is asked for as well.")
+    if config.steps < 1:
+        raise bad("--duration", f"there is less than one image in it, got {config.duration:g}.")
     with blaming("--data", **ARGUMENTS):
         found = build.dataset(config)
         config = replace(config, facts=build.facts(config))

@@ -196,6 +196,7 @@ def test_a_run_is_named_after_data_and_settings(tiny, options, expected):
         ("--target class --cbase 12", "--cbase: channels must be a multiple of 8, got 12"),
         ("--target class --arch unet", "--arch: --target class has a network"),
         ("--target class --references 50", "--references: --target class has no references"),
+        ("--duration 1e-7", "--duration: there is less than one image in it"),
         ("--cbase 8", "--cbase: channels must be a multiple of 16, got 8"),
         ("--cbase 1000000", "--cbase: the network would not fit the memory"),
         ("--cache 0", "--cache: resident: digits cannot stay on the disk"),
