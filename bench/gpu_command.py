@@ -27,9 +27,11 @@ PARTS = (
     Part("environment", (PYTHON, "-m", "stf_kernels.env"), 0.1),
     Part("bits", (PYTHON, "-m", "stf_kernels.golden"), 0.1),
     Part("rates", (*SWEEP, "rates", *ON_GPU), 0.1),
+    Part("cuda-products", (PYTHON, "-m", "bench.gpu_parts", "cuda-products", "{rows}"), 0.1),
     Part("targets", (PYTHON, "-m", "bench.gpu_parts", "targets", "{rows}"), 0.4),
     Part("training", (*SWEEP, "training", *ON_GPU), 0.25),
     Part("tests", (PYTHON, "-m", "pytest", "-q"), 0.4),
+    Part("sanitizer", (PYTHON, "-m", "bench.sanitizer"), 0.3),
     Part("slow-peers", (PYTHON, "-m", "bench.gpu_parts", "slow-peers", "{rows}"), 0.2),
     *(
         Part(name, (*SWEEP, name, *ON_GPU), 0.3)

@@ -12,12 +12,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cases, floors, gpu_command, gpu_parts, memory, parts, peers, provenance, sweeps
+from bench import (
+    cases,
+    floors,
+    gpu_command,
+    gpu_parts,
+    memory,
+    parts,
+    peers,
+    provenance,
+    sanitizer,
+    sweeps,
+)
 from bench.conftest import CPU
 from bench.goals import verdicts
 from bench.parts import Outcome, Part
 from bench.problems import photographs, relative_error
 from bench.rows import Row, table
+from stf_kernels import cuda_backend
 
 MEGABYTE = 10**6
 
@@ -247,6 +259,36 @@ def test_parts_measure_every_case_once(part, on_the_cpu):
     slow = part == "slow-peers"
     wanted = {name for name in present if present[name] == slow} | {cases.yardstick(CPU)}
     assert set(measured) == {(name, B) for name in wanted for B in ((2,) if slow else (4, 2))}
+
+
+def test_both_products_are_measured_by_every_kernel_of_the_gpu(on_the_cpu, monkeypatch):
+    class NoKernels:
+        def __getattr__(self, name: str) -> object:
+            return lambda *arguments: True
+
+    monkeypatch.setattr(gpu_parts, "milliseconds", lambda call, *_: (1.0 + (call() is None), 3))
+    monkeypatch.setattr(cuda_backend, "_functions", NoKernels)
+    monkeypatch.setattr(cuda_backend, "unavailable", lambda device: None)
+    rows: list[Row] = []
+    for capability, kernels in (((8, 0), ["portable"]), ((9, 0), ["portable", "hopper"])):
+        monkeypatch.setattr(cuda_backend, "capability", lambda device, found=capability: found)
+        rows.clear()
+        gpu_parts.cuda_products(CPU, rows.append)
+        assert [(row.by, row.B) for row in rows] == [
+            (f"cuda {kernel}, stage {stage}", 4 * B)
+            for B in (4, 2)
+            for kernel in kernels
+            for stage in (2, 4)
+        ]
+        assert rows[0].rate == pytest.approx(2 * 16 * 96 * 3 * 16**2 / 1e-3)
+    assert set(cuda_backend.PRODUCTS.values()) == {"auto"}
+
+
+def test_without_a_gpu_nothing_is_sanitized(capsys):
+    if cuda_backend.unavailable(torch.device("cuda")) is None:
+        pytest.skip("there is one")
+    assert sanitizer.main() == 0
+    assert "not checked: " in capsys.readouterr().out
 
 
 def test_a_failing_case_of_ours_fails_its_part_at_the_end(on_the_cpu, capsys):

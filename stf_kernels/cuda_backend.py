@@ -57,11 +57,11 @@ def unavailable(device: torch.device) -> str | None:
     reason = gpu_layout.unfit(device)
     if reason is not None:
         return reason
-    capability = torch.cuda.get_device_capability(device)
-    if not any(code_runs(architecture, capability) for architecture in built):
+    here = torch.cuda.get_device_capability(device)
+    if not any(code_runs(architecture, here) for architecture in built):
         return (
             f"it was built for sm_{', sm_'.join(built)}, none of which runs on compute capability "
-            f"{dotted(capability)}"
+            f"{dotted(here)}"
         )
     return None
 
@@ -103,7 +103,8 @@ def _matrix(values: Tensor, pitch: int) -> tuple[int, ...]:
 
 
 @cache
-def _capability(device: torch.device) -> tuple[int, int]:
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
@@ -125,7 +126,7 @@ def on_hopper(product: str, device: torch.device, taken: bool) -> bool:
         )
     if choice == "hopper" and not taken:
         raise ValueError(f"PRODUCTS[{product!r}] is 'hopper', which does not take this shape")
-    return taken and (choice == "hopper" or (choice == "auto" and _capability(device) == HOPPER))
+    return taken and (choice == "hopper" or (choice == "auto" and capability(device) == HOPPER))
 
 
 def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:

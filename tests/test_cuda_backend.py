@@ -93,7 +93,7 @@ def test_auto_does_not_take_what_was_not_measured():
 @pytest.mark.parametrize("product", cuda_backend.PRODUCTS)
 def test_which_kernel_a_product_runs(monkeypatch, product):
     capability = [cuda_backend.HOPPER]
-    monkeypatch.setattr(cuda_backend, "_capability", lambda device: capability[0])
+    monkeypatch.setattr(cuda_backend, "capability", lambda device: capability[0])
 
     def hopper(choice: str, taken: bool) -> bool:
         monkeypatch.setitem(cuda_backend.PRODUCTS, product, choice)
