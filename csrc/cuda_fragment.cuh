@@ -14,7 +14,11 @@
 namespace stf::cuda {
 
 constexpr int kTileRows = kBlock;  // so that a tile's maxima are the anchors of its references
-constexpr int kSafeTerms = 131071 / 128 * 128;  // of an int32 sum, in whole steps of any tile
+#ifndef STF_SAFE_TERMS             // tests cut sums shorter
+#define STF_SAFE_TERMS 131071
+#endif
+constexpr int kSafeTerms = STF_SAFE_TERMS / 128 * 128;  // of an int32 sum, in steps of any tile
+static_assert(int64_t{128} * 128 * kSafeTerms <= std::numeric_limits<int32_t>::max());
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
 // f(m, j, i) for each element of a thread: MT blocks of rows, NT of samples.

@@ -279,7 +279,7 @@ void with_limbs(int64_t limbs, const Call& call, const F& f) {
 }  // namespace
 
 void logits(Digits q, Matrix references, LogitCall call, Place place) {
-  const Call name{"logits",
+  const Call name{"cuda logits",
                   {{"samples", q.rows},
                    {"references", references.rows},
                    {"values", references.terms},
@@ -301,7 +301,7 @@ void logits(Digits q, Matrix references, LogitCall call, Place place) {
 
 void multiply_dense(Survivors survivors, int64_t rows, int limbs, Matrix columns, int64_t* num,
                     Place place) {
-  const Call name{"multiply_dense",
+  const Call name{"cuda multiply_dense",
                   {{"samples", rows},
                    {"values", columns.rows},
                    {"references", columns.terms},

@@ -280,7 +280,8 @@ Meeting& join(uint32_t mask, const char* what, const void* in, void* out) {
   const unsigned lane = thread.id % kLanes;
   if (!(mask >> lane & 1)) fail(std::string(what) + " with a mask that leaves out its own lane");
   Meeting& meeting = thread.block->warps[thread.id / kLanes].meetings[__builtin_ctz(mask)];
-  if (meeting.arrived && (meeting.mask != mask || strcmp(meeting.what, what) != 0))
+  if (meeting.arrived &&
+      (meeting.mask != mask || (meeting.what != what && strcmp(meeting.what, what) != 0)))
     fail(std::string(what) + " while other lanes of its warp are at " + meeting.what);
   meeting.what = what;
   meeting.mask = mask;
@@ -319,11 +320,15 @@ uint8_t* memory_at(SharedAddress address) {
 }
 
 void multiply(const uint32_t (*a)[4], const uint32_t (*b)[2], int32_t (*sums)[4]) {
-  int8_t left[16][32], right[8][32];
+  int16_t left[16][32], right[8][32];
   for (int lane = 0; lane < 32; ++lane) {
     const int row = lane / 4, at = lane % 4 * 4;
-    for (int i = 0; i < 4; ++i) memcpy(&left[row + i % 2 * 8][at + i / 2 * 16], &a[lane][i], 4);
-    for (int i = 0; i < 2; ++i) memcpy(&right[row][at + i * 16], &b[lane][i], 4);
+    for (int byte = 0; byte < 4; ++byte) {
+      for (int i = 0; i < 4; ++i)
+        left[row + i % 2 * 8][at + i / 2 * 16 + byte] = static_cast<int8_t>(a[lane][i] >> 8 * byte);
+      for (int i = 0; i < 2; ++i)
+        right[row][at + i * 16 + byte] = static_cast<int8_t>(b[lane][i] >> 8 * byte);
+    }
   }
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < 4; ++i) {
