@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -65,6 +66,26 @@ def test_every_kind_of_run(tmp_path, tiny, name):
     torch.manual_seed(123)  # must not matter
     list(run.advance(tmp_path / "b"))
     assert contents(tmp_path / "b") == whole(tmp_path / "a", config)
+
+
+def test_compiled(tmp_path, tiny, monkeypatch):
+    """What torch.compile makes of the network, but for the C++, whose making takes a minute."""
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: compile(network, backend="aot_eager"))
+    options = {"cres": (1,), "blocks": 1, "attention": (), "dropout": 0.3, "references": 200}
+    plain = tiny("digits-vp", **options)
+    config = replace(plain, compile=True)
+    run.create(tmp_path / "b", config)
+    stop_after(tmp_path / "b", 6)
+    list(run.advance(tmp_path / "b"))
+    assert contents(tmp_path / "b") == whole(tmp_path / "a", config)
+    whole(tmp_path / "eager", plain)
+    compiled, eager = (
+        checkpoint.read(tmp_path / f / run.CHECKPOINT).tensors for f in ("a", "eager")
+    )
+    assert compiled.keys() == eager.keys()
+    for name, tensor in eager.items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_dropout_is_drawn_anew_at_every_step(tmp_path, tiny):
