@@ -75,6 +75,21 @@ PYBIND11_MODULE(_C, m) {
     cpu.norms(at<const int8_t>(values), limbs, count, dim, twice_offset, at<double>(out), threads);
   });
 
+  m.def("halve", [](py::tuple q, int64_t rows, Address halves, int threads) {
+    const auto from = quantized(q);
+    py::gil_scoped_release unlocked;
+    cpu.halve(from, rows, at<int16_t>(halves), threads);
+  });
+
+  m.def("multiply",
+        [](Address left, int64_t rows, int64_t terms, py::tuple right, Address sums, int threads) {
+          const stf::Int8Matrix matrix{at<const int8_t>(right[0].cast<Address>()),
+                                       right[1].cast<int64_t>(), right[2].cast<int64_t>(),
+                                       right[3].cast<int64_t>()};
+          py::gil_scoped_release unlocked;
+          cpu.multiply(at<const int16_t>(left), rows, terms, matrix, at<int64_t>(sums), threads);
+        });
+
   m.def("seen",
         [](Address labels, int64_t rows, Address ref_labels, int64_t n, Address out, int threads) {
           py::gil_scoped_release unlocked;
@@ -90,21 +105,15 @@ PYBIND11_MODULE(_C, m) {
     cpu.logits->logits(sums, at<const int64_t>(index), count, ref_limbs, call, first, threads);
   });
 
-  m.def("bound",
-        [](Address tops, int64_t columns, Address index, int64_t count, py::tuple q, double offset,
-           py::tuple fields, int64_t first, py::tuple of_rows, int threads) {
-          const auto from = quantized(q);
-          const auto call = logit_call(fields);
-          const auto known = peaks(of_rows);
-          py::gil_scoped_release unlocked;
-          cpu.logits->bound(at<const int32_t>(tops), columns, at<const int64_t>(index), count, from,
-                            offset, call, first, known, threads);
-        });
-
-  m.def("halve", [](py::tuple q, int64_t rows, Address halves, int threads) {
+  m.def("bound", [](py::tuple tops, Address index, int64_t count, py::tuple q, double offset,
+                    py::tuple fields, int64_t first, py::tuple of_rows, int threads) {
+    const auto sums = digits(tops);
     const auto from = quantized(q);
+    const auto call = logit_call(fields);
+    const auto known = peaks(of_rows);
     py::gil_scoped_release unlocked;
-    cpu.logits->halve(from, rows, at<int16_t>(halves), threads);
+    cpu.logits->bound(sums, at<const int64_t>(index), count, from, offset, call, first, known,
+                      threads);
   });
 
   m.def("settle", [](Address index, int64_t count, Address halves, int64_t dim, Address values,

@@ -20,9 +20,31 @@ STF_HD int64_t join(const Sum* sums, int64_t columns, int64_t c) {
   return out;
 }
 
+constexpr int64_t kTile = 512;  // values worked on at a time, in the first-level cache
+
+// Row i as 256^below high + low, values j0, ..., j0 + width - 1: the low part is the digits below,
+// or what int16 holds of the number for halves, below = 2.
+inline void split(const Quantized& q, int64_t i, int64_t below, bool halves, int64_t j0,
+                  int64_t width, int32_t* low, int32_t* high) {
+  const int8_t* digits = q.digits + i * q.limbs * q.dim + j0;
+  for (int64_t j = 0; j < width; ++j) low[j] = high[j] = 0;
+  for (int64_t l = q.limbs - 1; l >= below; --l)
+    for (int64_t j = 0; j < width; ++j) high[j] = high[j] * 256 + digits[l * q.dim + j];
+  for (int64_t l = below - 1; l >= 0; --l)
+    for (int64_t j = 0; j < width; ++j) low[j] = low[j] * 256 + digits[l * q.dim + j];
+  if (!halves) return;
+  for (int64_t j = 0; j < width; ++j) {
+    high[j] += (low[j] + 32768) >> 16;
+    low[j] = static_cast<int16_t>(low[j]);
+  }
+}
+
 }  // namespace
 
 namespace STF_ISA {
 extern const CpuLogits logit_stages;
-}
+void halve(Quantized q, int64_t rows, int16_t* halves, int threads);
+void multiply(const int16_t* left, int64_t rows, int64_t terms, Int8Matrix right, int64_t* sums,
+              int threads);
+}  // namespace STF_ISA
 }  // namespace stf

@@ -112,30 +112,18 @@ struct Plain {
 void logits(Digits dots, const int64_t* index, int64_t count, int64_t ref_limbs,
             const LogitCall& call, int64_t first, int threads) {
   const Plain stage{dots, index, count, ref_limbs, call, first};
-  if (dots.wide)
-    stage.run<double, 2>(threads);
+  if (dots.halves)
+    stage.run<int64_t, 2>(threads);
   else if (dots.count == 3)
     stage.run<int32_t, 3>(threads);
   else
     stage.run<int32_t, 4>(threads);
 }
 
-// ---- whole digits
+// ---- bounds of all logits by products of the most significant digits
 
-constexpr int64_t kTile = 512;  // values joined at a time, in the first-level cache
-
-// The lowest `limbs` digits of row i as numbers, for values j0, ..., j0 + width - 1.
-void join_digits(const Quantized& q, int64_t i, int64_t limbs, int64_t j0, int64_t width,
-                 int32_t* out) {
-  const int8_t* digits = q.digits + i * q.limbs * q.dim + j0;
-  for (int64_t j = 0; j < width; ++j) out[j] = 0;
-  for (int64_t l = limbs - 1; l >= 0; --l)
-    for (int64_t j = 0; j < width; ++j) out[j] = out[j] * 256 + digits[l * q.dim + j];
-}
-
-// ---- bounds of all logits by the products of the most significant digits
-
-// Of q = P t + res, P = 256^(L-1), only t . v_k is known. With z_k = v_k + b/a and any mu,
+// Of q = P t + res, t its upper half or its most significant digit, only t . v_k is known. With z_k
+// = v_k + b/a and any mu,
 //
 //   q . v_k = P t . v_k + (mu res . t - (b/a) sum res) + res . (z_k - mu t),
 //
@@ -145,15 +133,15 @@ void join_digits(const Quantized& q, int64_t i, int64_t limbs, int64_t j0, int64
 struct Bound {
   double slope, curvature, centre, reach, slack, twice_mu, square;
 
-  Bound(const Quantized& q, double offset, const LogitRows& samples, int64_t i) {
+  Bound(const Quantized& q, bool halves, double offset, const LogitRows& samples, int64_t i) {
+    const int64_t below = halves ? 2 : q.limbs - 1;
     int64_t t_sum = 0, t_t = 0, res_sum = 0, res_t = 0, res_res = 0;
-    const int8_t* top = q.digits + ((i + 1) * q.limbs - 1) * q.dim;
     for (int64_t j0 = 0; j0 < q.dim; j0 += kTile) {
       const int64_t width = min(kTile, q.dim - j0);
-      int32_t rest[kTile];
-      join_digits(q, i, q.limbs - 1, j0, width, rest);
+      int32_t top[kTile], rest[kTile];
+      split(q, i, below, halves, j0, width, rest, top);
       for (int64_t j = 0; j < width; ++j) {
-        const int32_t t = top[j0 + j], res = rest[j];
+        const int32_t t = top[j], res = rest[j];
         t_sum += t;
         t_t += t * t;
         res_sum += res;
@@ -161,7 +149,7 @@ struct Bound {
         res_res += int64_t{res} * res;
       }
     }
-    const double dim = static_cast<double>(q.dim), place = power_of_two(8 * (q.limbs - 1));
+    const double dim = static_cast<double>(q.dim), place = power_of_two(8 * below);
     const double a = samples.slope[i], c = samples.curvature[i];
     const double noise = samples.offset ? 1 / (c * (2 * samples.exponent[i] - dim))
                                         : kLog2E / (2 * c);  // (sigma / (alpha a))^2
@@ -187,10 +175,12 @@ struct Bound {
              0x1p-40 * farthest * farthest;
   }
 
-  void apply(const int32_t* tops, const double* norms, int64_t width, double* lower,
+  template <class Sum>
+  void apply(const Sum* tops, const double* norms, int64_t width, double* lower,
              double* upper) const {
     for (int64_t k = 0; k < width; ++k) {
-      const double dot = tops[k], distance = (norms[k] - twice_mu * dot) + square;
+      const double dot = static_cast<double>(tops[k]),
+                   distance = (norms[k] - twice_mu * dot) + square;
       const double middle = (slope * dot - curvature * norms[k]) + centre;
       const double around = reach * __builtin_sqrt(distance > 0 ? distance : 0) + slack;
       lower[k] = middle - around;
@@ -206,16 +196,18 @@ float round_up(double x) {
   return static_cast<float>(scaled < lowest && x != -kInfinity ? lowest : scaled);
 }
 
-void bound(const int32_t* tops, int64_t columns, const int64_t* index, int64_t count, Quantized q,
-           double offset, const LogitCall& call, int64_t first, Peaks peaks, int threads) {
+template <class Sum>
+void bound_rows(Digits tops, const int64_t* index, int64_t count, Quantized q, double offset,
+                const LogitCall& call, int64_t first, Peaks peaks, int threads) {
   parallel_for(count, threads, [=](int64_t row) {
     const auto& [samples, refs, out] = call;
     const int64_t i = index[row];
-    const Bound bound(q, offset, samples, i);
-    for (int64_t c = 0; c < columns; c += kBlock) {
-      const int64_t k0 = first + c, width = min(kBlock, columns - c);
+    const Sum* dots = static_cast<const Sum*>(tops.sums) + row * tops.columns;
+    const Bound bound(q, tops.halves, offset, samples, i);
+    for (int64_t c = 0; c < tops.columns; c += kBlock) {
+      const int64_t k0 = first + c, width = min(kBlock, tops.columns - c);
       double lower[kBlock], upper[kBlock];
-      bound.apply(tops + row * columns + c, refs.norms + k0, width, lower, upper);
+      bound.apply(dots + c, refs.norms + k0, width, lower, upper);
       to_logits(samples, refs, i, k0, width, lower);
       to_logits(samples, refs, i, k0, width, upper);
       float* relative = out.relative + i * out.n + k0;
@@ -229,6 +221,14 @@ void bound(const int32_t* tops, int64_t columns, const int64_t* index, int64_t c
         if (lower[k] == best) peaks.where[i] = k0 + k;
     }
   });
+}
+
+void bound(Digits tops, const int64_t* index, int64_t count, Quantized q, double offset,
+           const LogitCall& call, int64_t first, Peaks peaks, int threads) {
+  if (tops.halves)
+    bound_rows<int64_t>(tops, index, count, q, offset, call, first, peaks, threads);
+  else
+    bound_rows<int32_t>(tops, index, count, q, offset, call, first, peaks, threads);
 }
 
 // ---- exact logits of the references whose bound reaches the peak
@@ -255,21 +255,6 @@ int64_t dot(const int16_t* halves, const int8_t* v, int64_t dim) {
     out += low_sum + int64_t{high_sum} * 65536;
   }
   return out;
-}
-
-void halve(Quantized q, int64_t rows, int16_t* halves, int threads) {
-  parallel_for(rows, threads, [=](int64_t i) {
-    int16_t *low = halves + 2 * i * q.dim, *high = low + q.dim;
-    for (int64_t j0 = 0; j0 < q.dim; j0 += kTile) {
-      const int64_t width = min(kTile, q.dim - j0);
-      int32_t value[kTile];
-      join_digits(q, i, q.limbs, j0, width, value);
-      for (int64_t j = 0; j < width; ++j) {
-        low[j0 + j] = static_cast<int16_t>(value[j]);
-        high[j0 + j] = static_cast<int16_t>((value[j] - static_cast<int16_t>(value[j])) >> 16);
-      }
-    }
-  });
 }
 
 void settle(const int64_t* index, int64_t count, const int16_t* halves, int64_t dim,
@@ -349,6 +334,6 @@ void refine(const int64_t* index, int64_t count, const int16_t* halves, int64_t 
 }  // namespace
 
 namespace STF_ISA {
-const CpuLogits logit_stages = {seen, logits, bound, halve, settle, refine};
+const CpuLogits logit_stages = {seen, logits, bound, settle, refine};
 }  // namespace STF_ISA
 }  // namespace stf

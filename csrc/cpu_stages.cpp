@@ -4,8 +4,6 @@
 namespace stf {
 namespace {
 
-constexpr int64_t kTile = 512;  // values summed at a time, in the first-level cache
-
 // ---- quantize
 
 template <class T>
@@ -238,7 +236,7 @@ void add_dense_rows(Digits sums, Survivors survivors, int64_t rows, int64_t stri
 
 void add_dense(Digits sums, Survivors survivors, int64_t rows, int64_t ref_limbs, int64_t limb,
                int64_t first, int64_t dim, int64_t* num, int threads) {
-  const auto add = sums.wide         ? add_dense_rows<double, 2>
+  const auto add = sums.halves       ? add_dense_rows<int64_t, 2>
                    : sums.count == 3 ? add_dense_rows<int32_t, 3>
                                      : add_dense_rows<int32_t, 4>;
   add(sums, survivors, rows, ref_limbs * dim, limb * dim + first, num, threads);
@@ -283,7 +281,7 @@ void finish(const int64_t* num, const int64_t* total, const double* affine, cons
 
 namespace STF_ISA {
 extern const CpuStages stages;
-const CpuStages stages = {STF_NAME(STF_ISA), quantize, norms,     &logit_stages,
-                          weights,           gather,   add_dense, finish};
+const CpuStages stages = {STF_NAME(STF_ISA), quantize, norms,  halve,     multiply,
+                          &logit_stages,     weights,  gather, add_dense, finish};
 }  // namespace STF_ISA
 }  // namespace stf

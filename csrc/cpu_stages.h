@@ -1,8 +1,8 @@
 // The CPU backend's stages, compiled once for each instruction set and picked at run time.
 //
 // B rows, n references, d values a row, L limbs of a sample or weight, R limbs of a reference.
-// A limb product arrives as int32 sums of base-256 digits, or as float64 sums of base-65536
-// digits (two int8 digits joined) where the machine has no exact int8 product.
+// A limb product arrives as int32 sums of base-256 digits, or as int64 sums of base-65536 digits,
+// halves, where the machine has no exact int8 product.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -12,11 +12,18 @@
 namespace stf {
 
 struct Digits {      // the sums of one limb product
-  const void* sums;  // [R, spans, rows, count, columns] int32, or float64 if wide
+  const void* sums;  // [R, spans, rows, count, columns] int32, or int64 of halves
   int64_t spans;     // parts of a sum too long for int32, to be added
   int64_t count;     // digits of a sample or weight
   int64_t columns;   // references or values
-  bool wide;         // float64 sums of base-65536 digits
+  bool halves;       // base-65536 digits
+};
+
+struct Int8Matrix {      // the right side of a product
+  const int8_t* values;  // term k of column c at k term_stride + c column_stride
+  int64_t columns;
+  int64_t term_stride;
+  int64_t column_stride;
 };
 
 struct Statistics {  // integer sums of each row, MATH.md section 7; null if not asked for
@@ -61,18 +68,13 @@ struct CpuLogits {  // stage 2; `index` names the rows to work on, [count]
   void (*logits)(Digits dots, const int64_t* index, int64_t count, int64_t ref_limbs,
                  const LogitCall& call, int64_t first, int threads);
 
-  // Input   the products of those rows' most significant digits alone, int32 [count, columns]
+  // Input   the products of those rows' most significant digits, or upper halves, alone: one span
   // Output  relative and anchors: no logit is above its `relative`, nor a block's above its anchor;
   //         peaks: lower raised, and where
   // Math    |res . z_k - mu res . t| <= ||res|| ||z_k - mu t||
   // Presumes one reference limb, offset = b / a, d <= 65 536; first is a multiple of 128
-  void (*bound)(const int32_t* tops, int64_t columns, const int64_t* index, int64_t count,
-                Quantized q, double offset, const LogitCall& call, int64_t first, Peaks peaks,
-                int threads);
-
-  // Input   digits of [rows] samples
-  // Output  halves [rows, 2, d]: q = 2^16 high + low, low first
-  void (*halve)(Quantized q, int64_t rows, int16_t* halves, int threads);
+  void (*bound)(Digits tops, const int64_t* index, int64_t count, Quantized q, double offset,
+                const LogitCall& call, int64_t first, Peaks peaks, int threads);
 
   // Input   upper bounds and peaks as `bound` left them, halves [B, 2, d], values [n, d]
   // Output  floor: raised to the exact logit at `where`;
@@ -104,6 +106,16 @@ struct CpuStages {
   // Math    N_k = sum_j v^2 + twice_offset sum_j v
   void (*norms)(const int8_t* values, int64_t limbs, int64_t count, int64_t dim,
                 double twice_offset, double* norms, int threads);
+
+  // Input   digits of [rows] samples or weights
+  // Output  halves [rows, 2, d]: q = 2^16 high + low, low first
+  void (*halve)(Quantized q, int64_t rows, int16_t* halves, int threads);
+
+  // Input   left [rows, terms], right [terms, columns]
+  // Output  sums [rows, columns]
+  // Math    their product
+  void (*multiply)(const int16_t* left, int64_t rows, int64_t terms, Int8Matrix right,
+                   int64_t* sums, int threads);
 
   const CpuLogits* logits;
 

@@ -1,4 +1,4 @@
-"""The CPU backend: limb products through oneDNN, everything around them in fused C++ (csrc/).
+"""The CPU backend: limb products through oneDNN or our own, the rest in fused C++ (csrc/).
 
 Stage 2 is in cpu_logits.py, the products in cpu_products.py.
 """
@@ -56,20 +56,17 @@ def unavailable(device: torch.device) -> str | None:
 
 def workspace(rows: int, n: int, dim: int, ref_limbs: int, limbs: int) -> int:
     """Bytes the stages allocate at most for `rows` samples with `n` references."""
-    wide = not cpu_products.in_int8(min(dim, ar.MAX_INT32_TERMS))
     blocks, spans = -(-n // ar.BLOCK), -(-dim // ar.MAX_INT32_TERMS)
     lists = 8 * max(1, min(n // SPARSE_SHARE, MAX_SURVIVORS))
     row = (limbs + 8 * ref_limbs) * dim + (4 + limbs) * n + 12 * blocks + lists + ROW_SUMS
-    if wide:
-        row += 16 * max(dim, n)  # the digits in pairs
+    row += limbs * n if n > ar.MAX_INT32_TERMS else 0  # the digits of weights in spans
+    if cpu_products.in_int8(min(dim, ar.MAX_INT32_TERMS)):
+        row += (2 * limbs + 4) * dim  # the digits of some rows; halves
     else:
-        row += (2 * limbs + 4) * dim  # the digits of some rows; 16-bit halves
-        row += limbs * n if n > ar.MAX_INT32_TERMS else 0  # the digits of weights in spans
+        row += (limbs + 12) * dim + 4 * n  # likewise, and halves of all; halves of weights
     sums = 8 * ref_limbs * spans * rows * limbs
-    copy = 8 * min(dim, ar.MAX_INT32_TERMS) if wide else 0
     tried = 2 * cpu_logits.TRIED * (dim + 8 * rows + 24)
-    held = max(PRODUCT_BYTES, ar.BLOCK * max(sums, copy))  # products; as much of one side, if wide
-    return rows * row + tried + (2 if wide else 1) * held
+    return rows * row + tried + max(PRODUCT_BYTES, ar.BLOCK * sums)
 
 
 def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,13 +184,13 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
     for first in range(0, n, terms):
         left = cpu_products.factor(survivors.digits[:dense, :, first : first + terms])
         dtype = cpu_products.sums_dtype(left)
-        width = max(1, cpu_products.at_a_time(len(left) * dtype.itemsize, left.shape[1], dtype))
+        width = max(1, PRODUCT_BYTES // (len(left) * dtype.itemsize))
         for limb, j in itertools.product(range(ref_limbs), range(0, dim, width)):
             right = values[limb, first : first + terms, j : j + width]
             sums = torch.empty((len(left), right.shape[1]), dtype=dtype, device="cpu")
             cpu_products.multiply(left, right, sums)
             _C.add_dense(
-                (sums.data_ptr(), 1, len(left) // dense, right.shape[1], dtype == torch.float64),
+                (sums.data_ptr(), 1, len(left) // dense, right.shape[1], dtype == torch.int64),
                 survivors.addresses(),
                 rows,
                 ref_limbs,

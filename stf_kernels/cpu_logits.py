@@ -150,7 +150,7 @@ def multiply(call: Call, run: Run, tops: Tensor | None = None, peaks: Peaks | No
     """The logits of one run from the products of all digits.
 
     Args:
-        tops: samples int64 [m] of which only the most significant digit is multiplied, for upper
+        tops: samples int64 [m] of which only the most significant part is multiplied, for upper
             bounds of their logits in `relative` and `anchors`; of bytes only
         peaks: whose lower bounds they raise
     """
@@ -162,12 +162,12 @@ def multiply(call: Call, run: Run, tops: Tensor | None = None, peaks: Peaks | No
     lefts = [cpu_products.factor(part) for part in whole.split(terms, 2)]
     full = len(lefts[0])
     if tops is not None:
-        lefts[0] = torch.cat([lefts[0], q[tops, -1]])
+        lefts[0] = torch.cat([lefts[0], cpu_products.tops(q[tops])])
     held, dtype = ref_limbs * len(lefts) * len(lefts[0]), cpu_products.sums_dtype(lefts[0])
-    fitting = cpu_products.at_a_time(held * dtype.itemsize, terms, dtype)
+    fitting = cpu_products.PRODUCT_BYTES // (held * dtype.itemsize)
     width = ar.BLOCK * max(1, fitting // ar.BLOCK)
     buffer = torch.empty(held * min(width, run.last - run.first), dtype=dtype, device="cpu")
-    threads = torch.get_num_threads()
+    halves, threads = dtype == torch.int64, torch.get_num_threads()
     for first in range(run.first, run.last, width):
         part = call.refs.values[:, first : min(first + width, run.last)]
         columns = part.shape[1]
@@ -176,15 +176,13 @@ def multiply(call: Call, run: Run, tops: Tensor | None = None, peaks: Peaks | No
             right = part[limb, :, span * terms : (span + 1) * terms]
             cpu_products.multiply(lefts[span], right.t(), dots[limb, span])
         if count:
-            wide = dtype == torch.float64
-            sums = address(dots), len(lefts), full // count, columns, wide
+            sums = address(dots), len(lefts), full // count, columns, halves
             rows = address(run.rows), count
             extension().logits(sums, *rows, ref_limbs, call.addresses(), first, threads)
         if tops is not None and peaks is not None:
             scale, offset = call.refs.affine.tolist()
             extension().bound(
-                address(dots[0, 0, full:]),
-                columns,
+                (address(dots[0, 0, full:]), 1, 1, columns, halves),
                 address(tops),
                 len(tops),
                 call.digits(),
@@ -199,7 +197,7 @@ def multiply(call: Call, run: Run, tops: Tensor | None = None, peaks: Peaks | No
 def can_screen(refs: Prepared, runs: list[Run]) -> bool:
     """Whether bounds come first."""
     limbs, _, dim = refs.values.shape
-    if limbs > 1 or dim > MAX_SCREENED_DIM or not cpu_products.in_int8(dim):
+    if limbs > 1 or dim > MAX_SCREENED_DIM:
         return False
     return sum(len(run.rows) * (run.last - run.first) for run in runs) >= SCREENED
 
@@ -210,9 +208,8 @@ def screen(call: Call, runs: list[Run], floor: Tensor) -> list[Run]:
     Args:
         floor: as in torch_backend.logits
     """
-    rows, _, dim = call.samples.q.shape
-    halves = torch.empty((rows, 2, dim), dtype=torch.int16, device="cpu")
-    extension().halve(call.digits(), rows, address(halves), torch.get_num_threads())
+    rows = len(call.samples.q)
+    halves = cpu_products.halves(call.samples.q)
     visible = torch.zeros(rows, dtype=torch.int64, device="cpu")
     for run in runs:
         visible[run.rows] += run.last - run.first

@@ -1,8 +1,8 @@
 """Exact products of int8 digits on the CPU.
 
 Where the processor has VNNI or AMX instructions `torch._int_mm` multiplies int8 digits exactly.
-Elsewhere oneDNN may saturate in int16 or has no kernel at all, and pairs of digits are multiplied
-in float64 instead, which is exact too: 2^15 * 2^7 a term, and sums stay below 2^53.
+Elsewhere oneDNN may saturate in int16 or has no kernel at all, and halves, two digits joined, are
+multiplied in int16 by the extension (csrc/cpu_products.cpp).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from . import arithmetic as ar
+from .extension import address, extension
 
-PRODUCT_BYTES = 8 << 20  # of the products held at a time, and of a float64 copy of one side
+PRODUCT_BYTES = 8 << 20  # of the products held at a time
 
 
 @cache
@@ -39,34 +40,39 @@ def in_int8(terms: int) -> bool:
 
 
 def factor(digits: Tensor) -> Tensor:
-    """The left side of products: digits [m, L, k] as [m L, k], or pairs of them in float64."""
+    """The left side of products: digits [m, L, k] as [m L, k], or as halves [m 2, k] in int16."""
     rows, limbs, terms = digits.shape
     if in_int8(terms):
         return digits.reshape(rows * limbs, terms)
-    pairs = digits[:, ::2].double()
-    pairs[:, : limbs // 2] += digits[:, 1::2].double() * ar.LIMB_RADIX
-    return pairs.view(-1, terms)
+    return halves(digits).view(2 * rows, terms)
+
+
+def tops(digits: Tensor) -> Tensor:
+    """The most significant part of a left side, [m, k]: a digit, or a half."""
+    return digits[:, -1] if in_int8(digits.shape[2]) else halves(digits)[:, 1]
+
+
+def halves(digits: Tensor) -> Tensor:
+    """Numbers of digits [m, L, k] as 2^16 high + low, int16 [m, 2, k], low first."""
+    rows, limbs, terms = digits.shape
+    digits = digits.contiguous()
+    out = torch.empty((rows, 2, terms), dtype=torch.int16, device="cpu")
+    extension().halve(
+        (address(digits), terms, limbs), rows, address(out), torch.get_num_threads()
+    )
+    return out
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """out[m, c] = left [m, k] @ right [k, c], exact; right is int8."""
+    """out[m, c] = left [m, k] @ right [k, c], exact; right is int8, left and out contiguous."""
     if left.dtype == torch.int8:
         torch._int_mm(left, right, out=out)
-    else:
-        torch.matmul(left, right.double(), out=out)
+        return
+    matrix = (address(right), right.shape[1], *right.stride())
+    extension().multiply(
+        address(left), *left.shape, matrix, address(out), torch.get_num_threads()
+    )
 
 
 def sums_dtype(left: Tensor) -> torch.dtype:
-    return torch.int32 if left.dtype == torch.int8 else torch.float64
-
-
-def at_a_time(column_bytes: int, terms: int, dtype: torch.dtype) -> int:
-    """How many columns of products fit PRODUCT_BYTES.
-
-    Args:
-        column_bytes: of the products of one column
-        terms: of each sum, of which a float64 product copies one side
-        dtype: of the sums
-    """
-    copied = 8 * terms if dtype == torch.float64 else 0
-    return PRODUCT_BYTES // max(column_bytes, copied)
+    return torch.int32 if left.dtype == torch.int8 else torch.int64

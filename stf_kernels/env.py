@@ -27,7 +27,7 @@ def report() -> dict[str, str]:
     else:
         lines["extension _C"] = f"{extension.isa()} code, of {', '.join(extension.isas())}"
         lines["int8 products"] = (
-            "oneDNN" if cpu_backend.has_int8_products() else "none that is exact: float64 instead"
+            "oneDNN" if cpu_backend.has_int8_products() else "none that is exact: int16 instead"
         )
         lines["CUDA part"] = (
             f"built for sm_{extension.cuda_architectures.replace(' ', ', sm_')}; "

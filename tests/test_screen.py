@@ -26,9 +26,7 @@ from stf_kernels.stages import Prepared, Samples
 needs_extension = pytest.mark.skipif(
     cpu_backend.extension() is None, reason="the extension stf_kernels._C is not built"
 )
-needs_int8 = pytest.mark.skipif(
-    not cpu_products.has_int8_products(), reason="no fast exact int8 products here"
-)
+with_either_product = pytest.mark.usefixtures("either_product")
 pytestmark = needs_extension
 
 AWAY = arithmetic.EXP2_FLOOR + 1
@@ -118,6 +116,15 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     return done
 
 
+@pytest.fixture(params=["int8", "halves"])
+def either_product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds by products of the most significant digit, and of the upper half."""
+    if request.param == "halves":
+        monkeypatch.setattr(cpu_products, "has_int8_products", lambda: False)
+    elif not cpu_products.has_int8_products():
+        pytest.skip("no fast exact int8 products here")
+
+
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds come first however small the problem."""
@@ -203,7 +210,7 @@ CASES = {
 }
 
 
-@needs_int8
+@with_either_product
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_left_out_counts_nowhere(case, always, work):
     some = photographs(**CASES[case])
@@ -215,7 +222,7 @@ def test_what_is_left_out_counts_nowhere(case, always, work):
     assert left[-1].all() or some.mine.labels is not None  # where all count, all are left
 
 
-@needs_int8
+@with_either_product
 @pytest.mark.parametrize("isa", cpu_backend.extension().isas() if cpu_backend.extension() else [])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_bounds_are_the_same_for_all_threads_and_instruction_sets(
@@ -233,7 +240,7 @@ def test_bounds_are_the_same_for_all_threads_and_instruction_sets(
         assert torch.equal(spec[0][left], mine[0][left])
 
 
-@needs_int8
+@with_either_product
 def test_a_floor_leaves_out_more(always, work):
     some = photographs()
     _, anchors = torch_backend.logits(some.spec, some.refs)
@@ -247,7 +254,7 @@ def test_a_floor_leaves_out_more(always, work):
     assert min(work.refined) > 0
 
 
-@needs_int8
+@with_either_product
 def test_without_a_floor_every_logit_is_there(always, work):
     some = photographs()
     for mine, spec in zip(
@@ -269,15 +276,7 @@ def test_small_problems_and_float_references_are_not_bounded(work):
     assert sum(work.bounded) == len(work.refined) == 0
 
 
-def test_nothing_is_bounded_without_int8_products(always, work, monkeypatch):
-    monkeypatch.setattr(cpu_products, "has_int8_products", lambda: False)
-    some = photographs()
-    outputs = cpu_backend.logits(some.mine, some.refs, nothing_known(ROWS))
-    assert assert_same_sums(some, outputs).all()
-    assert sum(work.bounded) == len(work.refined) == 0
-
-
-@needs_int8
+@with_either_product
 def test_samples_that_bounds_do_not_help_take_all_products(always, work):
     images, _ = patches()
     sigma = torch.linspace(40, 80, ROWS, dtype=torch.float64)
@@ -288,7 +287,7 @@ def test_samples_that_bounds_do_not_help_take_all_products(always, work):
     assert work.refined == [0]
 
 
-@needs_int8
+@with_either_product
 def test_samples_that_only_seemed_to_be_helped_take_all_products(always, work, monkeypatch):
     monkeypatch.setattr(cpu_logits, "TRIED", 1)  # the first reference of all
     images, _ = patches()
@@ -302,7 +301,7 @@ def test_samples_that_only_seemed_to_be_helped_take_all_products(always, work, m
     assert work.refined == [0]
 
 
-@needs_int8
+@with_either_product
 def test_one_sample_with_many_candidates_is_not_worth_reading_all_again(always, work, monkeypatch):
     images, _ = patches()
     sigma = torch.full((ROWS,), 0.05, dtype=torch.float64)
@@ -315,7 +314,7 @@ def test_one_sample_with_many_candidates_is_not_worth_reading_all_again(always, 
     assert work.refined == [ROWS]
 
 
-@needs_int8
+@with_either_product
 def test_rows_without_a_target_stay_alone(always, work):
     images, _ = patches()
     sigma = torch.full((12,), 0.1, dtype=torch.float64)
@@ -329,7 +328,7 @@ def test_rows_without_a_target_stay_alone(always, work):
     assert work.refined[-1] >= 4
 
 
-@needs_int8
+@with_either_product
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e300, -1e300])
 def test_any_bias_gives_what_all_products_give(value, always, work):
     images, _ = patches()
@@ -382,7 +381,7 @@ def assert_bounded(some: Problem) -> Tensor:
     return (upper - lower).amax(1) / spread
 
 
-@needs_int8
+@with_either_product
 @pytest.mark.parametrize("precision", helpers.PRECISIONS)
 @pytest.mark.parametrize("value_range", [(-1.0, 1.0), (0.0, 1.0), (100.0, 101.0), (-3e-5, 9e4)])
 @pytest.mark.parametrize("noise", [None, 1.0, 64.0, 1e6])
@@ -410,7 +409,7 @@ def test_no_logit_is_out_of_its_bounds(precision, value_range, noise):
             assert_bounded(some)
 
 
-@needs_int8
+@with_either_product
 def test_bounds_that_are_reached_are_kept():
     """The worst case: what the top digit leaves of a sample points straight at a reference."""
     torch.manual_seed(2)
@@ -428,7 +427,7 @@ def test_bounds_that_are_reached_are_kept():
         assert_bounded(some)
 
 
-@needs_int8
+@with_either_product
 @pytest.mark.parametrize("noise", [None, 3.0])
 def test_bounds_without_a_rest_have_room_for_rounding(noise):
     """Samples that are their top digits: the bounds are the logit, but for the order of sums."""
@@ -442,7 +441,7 @@ def test_bounds_without_a_rest_have_room_for_rounding(noise):
     assert (assert_bounded(some) < 2.0**-20).all()
 
 
-@needs_int8
+@with_either_product
 def test_bounds_are_close_where_there_is_little_noise():
     images, _ = patches()
     sigma = torch.logspace(-2.5, -0.5, 16, dtype=torch.float64)
@@ -450,7 +449,7 @@ def test_bounds_are_close_where_there_is_little_noise():
     assert (assert_bounded(some) < 0.1).all()
 
 
-@needs_int8
+@with_either_product
 @pytest.mark.parametrize("columns", [256, 1024])
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_target_has_the_same_bits_in_chunks(columns, keep, always, work, monkeypatch):
