@@ -45,7 +45,7 @@ def row(outcomes: list[golden.Outcome], command: str, commit: str | None) -> dic
     """One run as a line of ROWS."""
     gpu = any(outcome.way.device != "cpu" for outcome in outcomes)
     origin = provenance(torch.device("cuda" if gpu else "cpu"), command, commit)
-    origin["products"] = "int8" if cpu_backend.has_int8_products() else "float64"
+    origin["products"] = "int8" if cpu_backend.has_int8_products() else "int16"
     origin["environment"] = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     return {
         "provenance": origin,
@@ -91,7 +91,7 @@ def document(rows: list[dict[str, Any]]) -> str:
 RUN = ("date", "processor or GPU", "system, Python", "torch, Triton", "products", "commit", "ways")
 PRODUCTS = """\
 *products*: how the backend `cpu` multiplies, in int8 by oneDNN where the processor has VNNI or AMX
-instructions, in float64 elsewhere. A star behind a commit: the tree differed from it. A run whose
+instructions, in int16, two digits at a time, elsewhere. A star behind a commit: the tree differed from it. A run whose
 hashes were recorded for another list of cases says so in place of `equal`."""
 WAYS = """\
 *code* is the instruction set of the backend's own C++; an x86-64 build has baseline, avx2 and

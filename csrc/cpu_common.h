@@ -20,7 +20,8 @@ STF_HD int64_t join(const Sum* sums, int64_t columns, int64_t c) {
   return out;
 }
 
-constexpr int64_t kTile = 512;  // values worked on at a time, in the first-level cache
+constexpr int64_t kTerms = 384;  // of an int32 sum of products of halves and digits, 2^22 each
+constexpr int64_t kTile = 512;   // values worked on at a time, in the first-level cache
 
 // Row i as 256^below high + low, values j0, ..., j0 + width - 1: the low part is the digits below,
 // or what int16 holds of the number for halves, below = 2.

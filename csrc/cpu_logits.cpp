@@ -234,7 +234,6 @@ void bound(Digits tops, const int64_t* index, int64_t count, Quantized q, double
 // ---- exact logits of the references whose bound reaches the peak
 
 constexpr double kAway = 1 - kExp2Floor;  // so far below its row's peak nothing adds to any sum
-constexpr int64_t kTerms = 384;           // 2^22 each: their sum stays in int32
 
 // Whether a logit of at most `upper` may come within kAway of a peak of at least `floor`.
 bool is_candidate(double upper, double floor) {

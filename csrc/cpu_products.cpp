@@ -66,8 +66,8 @@ constexpr int kLanes = sizeof(Lanes) / sizeof(int32_t);
 constexpr int kVectors = 2;  // of columns, in registers at a time
 constexpr int kWidth = kVectors * kLanes;
 constexpr int kRows = (kRegisters - 8) / kVectors;  // likewise
-constexpr int64_t kDepth = 256;                     // terms of an int32 sum, 2^22 each at most
-constexpr int64_t kTask = 64;  // columns: kDepth terms of them stay in the first-level cache
+constexpr int64_t kTerms = 256;                     // terms of an int32 sum, 2^22 each at most
+constexpr int64_t kTask = 64;  // columns: kTerms terms of them stay in the first-level cache
 
 #if defined(__SSE2__)
 // 16 terms of four columns as eight rows of pairs.
@@ -117,8 +117,8 @@ void pack(const Int8Matrix& right, int64_t k0, int64_t depth, int64_t c0, int16_
 
 // kRows rows of the left side from `from` on, zero beyond `rows` and `depth`.
 void copy_rows(const int16_t* from, int64_t stride, int64_t rows, int64_t depth,
-               int16_t (*to)[kDepth]) {
-  memset(to, 0, sizeof(int16_t) * kRows * kDepth);
+               int16_t (*to)[kTerms]) {
+  memset(to, 0, sizeof(int16_t) * kRows * kTerms);
   for (int64_t m = 0; m < min(kRows, rows); ++m)
     memcpy(to[m], from + m * stride, sizeof(int16_t) * depth);
 }
@@ -145,9 +145,9 @@ void multiply_packed(const int16_t* rows, int64_t stride, int64_t pairs, const i
 // All rows times columns c0, ..., c0 + width - 1, at most kTask of them.
 void multiply_columns(const int16_t* left, int64_t rows, int64_t terms, const Int8Matrix& right,
                       int64_t c0, int64_t width, int64_t* sums) {
-  int16_t packed[kTask * kDepth], copy[kRows][kDepth];
-  for (int64_t k0 = 0; k0 < terms; k0 += kDepth) {
-    const int64_t depth = min(kDepth, terms - k0), pairs = ceil_div(depth, 2);
+  int16_t packed[kTask * kTerms], copy[kRows][kTerms];
+  for (int64_t k0 = 0; k0 < terms; k0 += kTerms) {
+    const int64_t depth = min(kTerms, terms - k0), pairs = ceil_div(depth, 2);
     for (int64_t c = 0; c < width; c += kWidth)
       pack(right, k0, depth, c0 + c, packed + 2 * c * pairs);
     for (int64_t c = 0; c < width; c += kWidth) {
@@ -157,7 +157,7 @@ void multiply_columns(const int16_t* left, int64_t rows, int64_t terms, const In
         const bool whole = rows - row >= kRows && depth % 2 == 0;
         if (!whole) copy_rows(from, terms, rows - row, depth, copy);
         int32_t part[kRows][kWidth];
-        multiply_packed(whole ? from : copy[0], whole ? terms : kDepth, pairs,
+        multiply_packed(whole ? from : copy[0], whole ? terms : kTerms, pairs,
                         packed + 2 * c * pairs, part);
         for (int64_t m = 0; m < min(kRows, rows - row); ++m) {
           int64_t* to = sums + (row + m) * right.columns + c0 + c;
