@@ -91,8 +91,8 @@ def document(rows: list[dict[str, Any]]) -> str:
 RUN = ("date", "processor or GPU", "system, Python", "torch, Triton", "products", "commit", "ways")
 PRODUCTS = """\
 *products*: how the backend `cpu` multiplies, in int8 by oneDNN where the processor has VNNI or AMX
-instructions, in int16, two digits at a time, elsewhere. A star behind a commit: the tree differed from it. A run whose
-hashes were recorded for another list of cases says so in place of `equal`."""
+instructions, in int16, two digits at a time, elsewhere. A star behind a commit: the tree differed
+from it. A run whose hashes were recorded for another list of cases says so in place of `equal`."""
 WAYS = """\
 *code* is the instruction set of the backend's own C++; an x86-64 build has baseline, avx2 and
 avx512, and there are lines for those that a processor had. *least* is the smallest workspace a call

@@ -66,7 +66,6 @@ constexpr int kLanes = sizeof(Lanes) / sizeof(int32_t);
 constexpr int kVectors = 2;  // of columns, in registers at a time
 constexpr int kWidth = kVectors * kLanes;
 constexpr int kRows = (kRegisters - 8) / kVectors;  // likewise
-constexpr int64_t kTerms = 256;                     // terms of an int32 sum, 2^22 each at most
 constexpr int64_t kTask = 64;  // columns: kTerms terms of them stay in the first-level cache
 
 #if defined(__SSE2__)

@@ -57,9 +57,7 @@ def halves(digits: Tensor) -> Tensor:
     rows, limbs, terms = digits.shape
     digits = digits.contiguous()
     out = torch.empty((rows, 2, terms), dtype=torch.int16, device="cpu")
-    extension().halve(
-        (address(digits), terms, limbs), rows, address(out), torch.get_num_threads()
-    )
+    extension().halve((address(digits), terms, limbs), rows, address(out), torch.get_num_threads())
     return out
 
 
@@ -69,9 +67,7 @@ def multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
         torch._int_mm(left, right, out=out)
         return
     matrix = (address(right), right.shape[1], *right.stride())
-    extension().multiply(
-        address(left), *left.shape, matrix, address(out), torch.get_num_threads()
-    )
+    extension().multiply(address(left), *left.shape, matrix, address(out), torch.get_num_threads())
 
 
 def sums_dtype(left: Tensor) -> torch.dtype:

@@ -176,7 +176,7 @@ def test_products_of_halves_give_the_specification_s_bits(monkeypatch, precision
 
 @needs_extension
 @pytest.mark.parametrize("isa", cpu.extension().isas() if cpu.extension() else [])
-@pytest.mark.parametrize("rows, terms, columns", [(1, 1, 1), (5, 383, 17), (9, 770, 130)])
+@pytest.mark.parametrize(("rows", "terms", "columns"), [(1, 1, 1), (5, 383, 17), (9, 770, 130)])
 @pytest.mark.parametrize("extreme", [False, True])
 def test_products_of_halves_are_exact(isa, rows, terms, columns, extreme):
     torch.manual_seed(12)
