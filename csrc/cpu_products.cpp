@@ -66,7 +66,7 @@ constexpr int kLanes = sizeof(Lanes) / sizeof(int32_t);
 constexpr int kVectors = 2;  // of columns, in registers at a time
 constexpr int kWidth = kVectors * kLanes;
 constexpr int kRows = (kRegisters - 8) / kVectors;  // likewise
-constexpr int64_t kTask = 64;  // columns: kTerms terms of them stay in the first-level cache
+constexpr int64_t kTask = 64;                       // columns, a cache line of them
 
 #if defined(__SSE2__)
 // 16 terms of four columns as eight rows of pairs.
