@@ -21,7 +21,8 @@ report: $(STAMP)
 style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu csrc/*.cuh tests/host_cuda/*.h \
+		tests/host_cuda/*.c*
 	$(BIN)/mypy
 
 # Compiled sources are not part of the stamp: after a change in csrc/, `make -B $(STAMP)`.

@@ -80,6 +80,8 @@ void bind_cuda(py::module_& m) {
     cuda::exp2(at<const double>(e), at<double>(p), count, place(where));
   });
 
+  m.def("processors", cuda::processors);
+
   m.def("hopper_built", cuda::hopper::built);
   m.def("hopper_takes_logits", [](py::tuple q, py::tuple references) {
     return cuda::hopper::takes_logits(digits(q), matrix(references));

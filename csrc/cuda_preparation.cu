@@ -233,4 +233,9 @@ void exp2(const double* e, double* p, int64_t count, Place place) {
   launch(powers, call, {ceil_div(count, kThreads), kThreads}, place.stream, e, p, count);
 }
 
+int processors(int device) {
+  const Call call{"cuda processors", {{"device", device}}};
+  return attribute(cudaDevAttrMultiProcessorCount, device, call);
+}
+
 }  // namespace stf::cuda

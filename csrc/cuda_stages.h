@@ -34,7 +34,7 @@ struct Digits {  // int8 [rows, limbs, terms padded to 128], zero in the padding
 
 struct Survivors {      // the weights of a row: a short list, or digits for the matrix product
   int32_t* count;       // [B] survivors, or -1 - slot for a dense row
-  int32_t* index;       // [B, kCapacity], ascending
+  int32_t* index;       // [B, kCapacity], in any order
   int32_t* weight;      // [B, kCapacity]
   int8_t* digits;       // [B, L, n padded to 128]: by slot, of which the first `dense` are written
   int32_t* dense;       // [1] dense rows; the caller clears it
@@ -104,6 +104,9 @@ void transpose(Matrix references, int8_t* columns, Place place);
 // Input   e [count], -63 <= e <= 0
 // Output  p [count]: 2^e, for stf_kernels.env to compare with the host's
 void exp2(const double* e, double* p, int64_t count, Place place);
+
+// The multiprocessors of a device; throws what CUDA has against it, such as an old driver.
+int processors(int device);
 
 // The two products, for every device of compute capability 8.0 and later.
 namespace portable {

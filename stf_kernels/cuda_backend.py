@@ -63,6 +63,10 @@ def unavailable(device: torch.device) -> str | None:
             f"it was built for sm_{', sm_'.join(built)}, none of which runs on compute capability "
             f"{dotted(here)}"
         )
+    try:
+        extension().cuda.processors(device.index or 0)
+    except RuntimeError as error:
+        return f"CUDA cannot use the device ({error})"
     return None
 
 

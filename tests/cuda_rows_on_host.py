@@ -120,6 +120,7 @@ def test_weights(n, reach, precision):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("survivors", [127, 128, 129])
 def test_a_row_is_dense_with_more_survivors_than_its_list_holds(survivors, precision):
+    assert host.CAPACITY == gpu_layout.SPARSE_SURVIVORS == 128
     relative = torch.full((2, 700), -100.0)
     relative[:, torch.arange(survivors) * 5] = 0.0
     anchors = torch.zeros(2, 6, dtype=torch.float64)
@@ -292,3 +293,6 @@ def test_an_error_names_the_call_and_the_shape():
     message = r"cuda quantize samples=3 values=20 limbs=4: cudaErrorInvalidDevice"
     with pytest.raises(RuntimeError, match=message):
         host.quantize(x.data_ptr(), False, 3, 20, 4, digits.data_ptr(), step.data_ptr(), (99, 0))
+    assert host.processors(0) > 0
+    with pytest.raises(RuntimeError, match=r"cuda processors device=99: cudaErrorInvalidDevice"):
+        host.processors(99)

@@ -22,7 +22,11 @@ NOT_BUILT = "nvcc was not there"
 def world(monkeypatch):
     """An extension and a GPU to be set, where the backend asks for them."""
     world = types.SimpleNamespace(
-        extension=types.SimpleNamespace(cuda_architectures="80 90a", cuda_absent=NOT_BUILT),
+        extension=types.SimpleNamespace(
+            cuda=types.SimpleNamespace(processors=lambda device: 132),
+            cuda_architectures="80 90a",
+            cuda_absent=NOT_BUILT,
+        ),
         capability=(9, 0),
         available=True,
     )
@@ -44,7 +48,12 @@ def test_every_obstacle_is_named(world, monkeypatch):
         assert found is not None
         return found
 
+    def old_driver(device: int) -> int:
+        raise RuntimeError("cudaErrorInsufficientDriver")
+
     assert reason(torch.device("cpu")) == "it needs an NVIDIA GPU"
+    world.extension.cuda.processors = old_driver
+    assert reason() == "CUDA cannot use the device (cudaErrorInsufficientDriver)"
     world.capability = (7, 5)
     assert reason() == "it needs compute capability 8.0 or later, got 7.5"
     world.capability, world.extension.cuda_architectures = (12, 0), "80-real 90a"
