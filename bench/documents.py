@@ -148,6 +148,8 @@ def default_step(columns: Sequence[Run]) -> str:
             added = f"{100 * stf.overhead:.1f} %"
             steps.append(f"{number(dsm.ms)} ms ({COLUMNS[run.kind]}), to which STF adds {added}")
     gpu = "" if any(run.kind == "gpu" for run in columns) else " Nothing was measured on a GPU."
+    if not steps:
+        return gpu.strip()
     return (
         "With the DSM target a step of the default `stf-train` (B = 128, n = 1024, a small network "
         f"on 8x8 images) takes {'; '.join(steps)}.{gpu}"
@@ -232,19 +234,30 @@ def error_table(runs: Sequence[Run], up: str) -> list[str]:
     return sections(runs, up, levels, lambda run: grid(head, lines(run)))
 
 
-def comparison(axis: str, what: str) -> Callable[[Sequence[Run], str], list[str]]:
-    """A block that has a line for each case and value of an axis that is no number."""
+def comparison(axis: str, *values: str) -> Callable[[Sequence[Run], str], list[str]]:
+    """A block that has a line for each case at each value of an axis that is no number.
+
+    Args:
+        axis: of CURVES
+        values: the field of a row that tells the values apart, and its name in the table; or none
+    """
 
     def block(runs: Sequence[Run], up: str) -> list[str]:
         def body(run: Run) -> list[str]:
             rows = [row for rows in run.along(axis).values() for row in rows]
+            if values:  # those of one value together, in their order
+                order = list(dict.fromkeys(getattr(row, values[0]) for row in rows))
+                rows.sort(key=lambda row: order.index(getattr(row, values[0])))
             cells = (
-                (getattr(row, axis, row.by), row.by, time_or_note(row), error(row), megabytes(row))
-                for row in sorted(rows, key=lambda row: getattr(row, axis, ""))
+                (
+                    *(getattr(row, field) for field in values[:1]),
+                    *(row.by, time_or_note(row), error(row), megabytes(row)),
+                )
+                for row in rows
             )
-            return grid((what, "scheme", "ms", "error", "extra MB"), cells)
+            return grid((*values[1:], "scheme", "ms", "error", "extra MB"), cells)
 
-        return sections(runs, up, lambda run: run.along(axis), body)
+        return sections(runs, up, lambda run: run.has(axis), body)
 
     return block
 
@@ -311,9 +324,9 @@ BLOCKS: dict[str, Callable[[Sequence[Run], str], list[str]]] = {
     "errors": pictures("errors"),
     "error-table": error_table,
     "nearest": pictures("nearest"),
-    "noise": comparison("noise", "noise"),
-    "refs": comparison("refs", "references"),
-    "kernels": comparison("kernels", "kernel"),
+    "noise": comparison("noise", "noise", "noise"),
+    "refs": comparison("refs", "refs", "references"),
+    "kernels": comparison("kernels"),
     "training": training,
     "larger": larger,
 }

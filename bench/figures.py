@@ -158,7 +158,7 @@ def _lines(
         if not x:
             continue
         label, colour, width = style(by)
-        axes.plot(x, y, "o-", color=colour, linewidth=width, markersize=3.5)
+        axes.plot(x, y, "o-", color=colour, linewidth=width, markersize=3.5, zorder=1 + width)
         if rows[-1].note:
             axes.plot(x[-1], y[-1], "x", color=colour, markersize=9, markeredgewidth=2)
             label += f" (next: {rows[-1].note})"
@@ -177,7 +177,7 @@ def _against_sigma(
         x, y = _points(rows, lambda row: row.sigma, value)
         if x:
             label, colour, width = style(by)
-            axes.plot(x, y, color=colour, linewidth=width)
+            axes.plot(x, y, color=colour, linewidth=width, zorder=1 + width)
             ends.append((x[-1], y[-1], label, colour))
     if not ends:
         return None

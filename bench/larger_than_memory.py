@@ -10,6 +10,7 @@ black image with the logarithm of their number as `log_weight`.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -31,7 +32,8 @@ def measured(n: int = N, B: int = B) -> list[Row]:
     """A row for reading the file once, for the norms, and one for the targets."""
     patches = photographs(B, n // SPACING, SIZE)
     dim = patches.x[0].numel()
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    # Not in a /tmp that may lie in memory.
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", Path.cwd())) as folder:
         path = Path(folder, "references.npy")
         file = np.lib.format.open_memmap(path, "w+", np.uint8, (n, *patches.data.shape[1:]))
         file[: len(patches.data) * SPACING : SPACING] = patches.data.numpy()

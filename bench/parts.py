@@ -50,7 +50,9 @@ def run(part: Part, rows: Path, limit: float) -> Outcome:
         return Outcome(part.name, 0.0, "no time was left for it")
     start = time.monotonic()
     command = [str(rows) if word == "{rows}" else word for word in part.command]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    # What a part leaves when it is ended goes with the folder of the rows.
+    environment = {**os.environ, "TMPDIR": str(rows.parent)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
         status = process.wait(limit)
         failure = f"exit status {status}" if status else None

@@ -52,10 +52,16 @@ class Run:
     def fast(self) -> str:
         return self.exact.replace("exact", "fast")
 
+    def has(self, axis: str) -> bool:
+        """Whether a curve was measured: its last case is there, and ours at several shapes."""
+        found = self.along(axis)
+        last = curve_names(axis, self.exact)[-1].removeprefix("STF ")
+        least = min(2, len(CURVES[axis].shapes))
+        return last in found and len(found.get(self.exact, ())) >= least
+
     def draws(self) -> bool:
-        """Whether figures can be drawn from it: it has a curve, and errors."""
-        timed = any(row.ms for rows in self.along("n").values() for row in rows[:2])
-        return timed and any(row.sigma for row in self.rows)
+        """Whether figures can be drawn from it."""
+        return self.has("n") and any(row.sigma for row in self.rows)
 
     def find(self, what: str, by: str, B: int, n: int, d: int = 3072) -> Row | None:
         """The first timed row of a shape."""

@@ -121,6 +121,12 @@ def test_a_curve_that_stops_says_why():
     assert "| paper's formula | n = 16 384 | 48 s a call |" in lines
 
 
+def test_a_comparison_keeps_the_order_of_its_values():
+    lines = documents.BLOCKS["noise"]([synthetic()], "")
+    noise = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
+    assert noise[2:] == [noise for noise in ("edm", "ve", "flow") for _ in range(4)]
+
+
 def test_the_newest_run_of_a_kind_of_machine_counts():
     old = synthetic()
     new = replace(old, name="new", origin=ORIGIN | {"date": "2026-02-01"})
