@@ -192,21 +192,29 @@ struct LogitMemory {
   int64_t ref_labels[kRows];
   double maxima[kRows / kWarpRows][kSamples];
 
-  // Copies what belongs to the tile's samples and references, once for all warps.
+  // Begins to copy what belongs to the tile's samples and references, zero beyond them.
   STF_DEVICE void load(const LogitCall& call, const Shape& shape, const Tile& tile) {
     const int i = static_cast<int>(threadIdx.x);
-    const int64_t sample = int64_t{tile.sample} + i, ref = int64_t{tile.row} + i;
-    const auto copy = [&](auto& to, const auto* from, int64_t at, int64_t end) {
-      if (from && i < static_cast<int>(sizeof to / sizeof to[0])) to[i] = at < end ? from[at] : 0;
+    const auto copy = [&](auto& to, const auto* from, int first, int64_t end) {
+      if (from == nullptr || i >= static_cast<int>(sizeof to / sizeof to[0])) return;
+      const bool there = first + i < end;
+      cp_async_8(shared_address(to + i), there ? from + first + i : from, there ? sizeof *from : 0);
     };
-    copy(slope, call.samples.slope, sample, shape.samples);
-    copy(curvature, call.samples.curvature, sample, shape.samples);
-    copy(offset, call.samples.offset, sample, shape.samples);
-    copy(exponent, call.samples.exponent, sample, shape.samples);
-    copy(labels, call.samples.labels, sample, shape.samples);
-    copy(norms, call.refs.norms, ref, shape.rows);
-    copy(bias, call.refs.bias, ref, shape.rows);
-    copy(ref_labels, call.refs.labels, ref, shape.rows);
+    copy(slope, call.samples.slope, tile.sample, shape.samples);
+    copy(curvature, call.samples.curvature, tile.sample, shape.samples);
+    copy(offset, call.samples.offset, tile.sample, shape.samples);
+    copy(exponent, call.samples.exponent, tile.sample, shape.samples);
+    copy(labels, call.samples.labels, tile.sample, shape.samples);
+    copy(norms, call.refs.norms, tile.row, shape.rows);
+    copy(bias, call.refs.bias, tile.row, shape.rows);
+    copy(ref_labels, call.refs.labels, tile.row, shape.rows);
+    cp_async_commit();
+  }
+
+  // The copies are there, for all; and nobody still reads the maxima of the tile before.
+  static STF_DEVICE void wait() {
+    cp_async_wait<0>();
+    consumers_sync();
   }
 
   // The tile with these as all samples and references there are.
@@ -234,11 +242,13 @@ struct Logits {
   template <class Multiply>
   STF_DEVICE void operator()(const Shape& shape, const Tiles&, const Tile& tile, Memory& memory,
                              Corner corner, const Multiply& multiply) const {
-    memory.load(call, shape, tile);
-    consumers_sync();  // and nobody still reads the maxima of the tile before
+    const bool there = tile.row < shape.rows;  // the last pair may have one block
+    if (there) memory.load(call, shape, tile);
     Elements<double, 1, kSamples / 8> logits;
     if constexpr (OnePass) {
       const auto products = multiply(shape.stages);
+      if (!there) return;
+      memory.wait();
       make(logits, corner, memory.tile(call, shape.rows - tile.row),
            [&](int j, int i) { return static_cast<double>(products.total(0, j, i)); });
     } else {
@@ -263,12 +273,13 @@ struct Logits {
           }
         }
       });
+      if (!there) return;
+      memory.wait();
       make(logits, corner, memory.tile(call, shape.rows - tile.row), [&](int j, int i) {
         const int64_t sum = sums[(4 * j + i) * kConsumers];
         return one_limb ? static_cast<double>(sum) : bits<double>(sum);
       });
     }
-    if (tile.row >= shape.rows) return;  // the last pair may have one block
     write_logits<kConsumers>(logits, corner,
                              LogitTile{call, shape.samples, tile.sample, tile.row / kBlock},
                              memory.maxima, consumers_sync);
@@ -329,6 +340,7 @@ template <int L, class Work>
 __global__ void __launch_bounds__(kThreads, 1)
     product(const __grid_constant__ CUtensorMap wide, const __grid_constant__ CUtensorMap digits,
             const Shape shape, const Work work) {
+  static_assert(sizeof(Memory<L, Work>) <= kSharedBytes, "a block has no more");
   auto& memory = *reinterpret_cast<Memory<L, Work>*>(dynamic_shared_memory());
   auto& ring = memory.ring;
   Tiles& tiles = memory.tiles;
@@ -386,8 +398,8 @@ CUtensorMap encode(const int8_t* values, cuuint64_t x, cuuint64_t y, cuuint64_t 
 
 bool fits(const void* values, int64_t rows, int64_t terms, int64_t pitch) {
   constexpr int64_t kMostRows = 1 << 30, kMostBytes = int64_t{1} << 40;
-  return reinterpret_cast<uintptr_t>(values) % 16 == 0 && terms % 16 == 0 && rows <= kMostRows &&
-         terms <= kMostRows && pitch * terms < kMostBytes;
+  return reinterpret_cast<uintptr_t>(values) % 16 == 0 && terms % 16 == 0 && rows >= 1 &&
+         terms >= 1 && rows <= kMostRows && terms <= kMostRows && pitch * terms < kMostBytes;
 }
 
 // Whether all coordinates, strides and counts are in range: `wide` [limbs, rows, terms].
@@ -416,8 +428,10 @@ void multiply(Digits digits, Matrix wide, const int32_t* dense, const Work& work
 template <class Work>
 void multiply(Digits digits, Matrix wide, const int32_t* dense, const Work& work, Place place,
               const Call& call) {
-  const auto product = digits.limbs == 3 ? multiply<3, Work> : multiply<4, Work>;
-  product(digits, wide, dense, work, place, call);
+  if (digits.limbs != 3 && digits.limbs != 4)
+    fail(call, "digits must be 3 or 4, got " + std::to_string(digits.limbs));
+  const auto with_digits = digits.limbs == 3 ? multiply<3, Work> : multiply<4, Work>;
+  with_digits(digits, wide, dense, work, place, call);
 }
 
 // All limbs' rows as those of one.
@@ -431,8 +445,8 @@ Matrix joined(Matrix columns) {
 bool built() { return true; }
 
 bool takes_logits(Digits q, Matrix references) {
-  const bool one_pass = references.limbs == 1 || references.terms <= kSafeTerms;
-  return one_pass && takes(q, references);
+  const bool one_sum = references.limbs == 1 || references.terms <= kSafeTerms;
+  return one_sum && takes(q, references);
 }
 
 bool takes_dense(Survivors survivors, int64_t rows, int limbs, Matrix columns) {
@@ -441,7 +455,7 @@ bool takes_dense(Survivors survivors, int64_t rows, int limbs, Matrix columns) {
 }
 
 void logits(Digits q, Matrix references, LogitCall call, Place place) {
-  const Call name{"logits on sm_90a",
+  const Call name{"cuda logits on sm_90a",
                   {{"samples", q.rows},
                    {"references", references.rows},
                    {"values", references.terms},
@@ -457,7 +471,7 @@ void multiply_dense(Survivors survivors, int64_t rows, int limbs, Matrix columns
                     Place place) {
   multiply({survivors.digits, rows, limbs}, joined(columns), survivors.dense,
            WeightedSum{num, survivors.dense_rows}, place,
-           {"weighted sum on sm_90a",
+           {"cuda multiply_dense on sm_90a",
             {{"samples", rows},
              {"values", columns.rows},
              {"references", columns.terms},

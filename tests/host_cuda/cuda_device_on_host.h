@@ -21,19 +21,27 @@ inline SharedAddress shared_address(const void* memory) { return host::address_o
 inline void land(const host::Copy& copy) {
   uint8_t* to = host::memory_at(copy.to);
   memcpy(to, copy.from, copy.bytes);
-  memset(to + copy.bytes, 0, 16 - copy.bytes);
+  memset(to + copy.bytes, 0, copy.size - copy.bytes);
 }
 
 // By chance it lands at once, or only at the wait: both may happen.
-inline void cp_async_16(SharedAddress to, const void* from, int bytes) {
-  if (to % 16 || reinterpret_cast<uintptr_t>(from) % 16)
-    host::fail("cp.async of 16 bytes, unaligned");
-  if (bytes < 0 || bytes > 16) host::fail("cp.async of " + std::to_string(bytes) + " bytes");
-  const host::Copy copy{to, from, bytes};
+inline void cp_async(SharedAddress to, const void* from, int bytes, int size) {
+  if (to % size || reinterpret_cast<uintptr_t>(from) % size)
+    host::fail("cp.async of " + std::to_string(size) + " bytes, unaligned");
+  if (bytes < 0 || bytes > size) host::fail("cp.async of " + std::to_string(bytes) + " bytes");
+  const host::Copy copy{to, from, bytes, size};
   if (host::chance()() % 2)
     land(copy);
   else
     host::self().open.push_back(copy);
+}
+
+inline void cp_async_16(SharedAddress to, const void* from, int bytes) {
+  cp_async(to, from, bytes, 16);
+}
+
+inline void cp_async_8(SharedAddress to, const void* from, int bytes) {
+  cp_async(to, from, bytes, 8);
 }
 
 inline void cp_async_commit() {

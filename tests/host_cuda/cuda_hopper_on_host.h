@@ -204,7 +204,9 @@ inline void cluster_sync() {
   }
 }
 
+// A block may be later than its neighbor.
 inline void barrier_init(uint64_t* barrier, uint32_t arrivals) {
+  while (host::chance()() % 8) host::yield();
   if (arrivals < 1 || arrivals > 255) host::fail("an mbarrier of so many arrivals");
   const auto count = static_cast<uint8_t>(arrivals);
   const host::Mbarrier fresh{0, count, count, 0, host::Mbarrier::kSign};

@@ -43,6 +43,7 @@ struct Copy {  // a cp.async under way
   SharedAddress to;
   const void* from;
   int bytes;
+  int size = 16;  // what is beyond `bytes` becomes zero
 };
 
 struct Meeting {  // lanes at a collective
