@@ -107,7 +107,8 @@ def streamed(device: torch.device) -> Case:
             path = Path(folder, "references.stf")
             problem.refs.save(path)
             refs = References.from_file(path, device=device)  # stays open when the name is gone
-        return lambda: stable_target(problem.x, refs, problem.sigma, backend=name)
+        x, sigma = problem.x, problem.sigma
+        return lambda: stable_target(x, refs, sigma, backend=name)
 
     return Case("STF", f"{name} exact, file", build)
 
@@ -143,8 +144,8 @@ def truncated(k: int) -> Callable[[Problem], Call]:
         ref = peers.prepare(problem.refs.decode())
         index = faiss.IndexFlatL2(ref.y.shape[1])
         index.add(ref.y.numpy())
-        x = problem.x.flatten(1)
-        return lambda: peers.nearest(x, ref, problem.sigma, index, k)
+        x, sigma = problem.x.flatten(1), problem.sigma
+        return lambda: peers.nearest(x, ref, sigma, index, k)
 
     return build
 
@@ -186,7 +187,7 @@ def peer(
 
     def build(problem: Problem) -> Call:
         ref = peers.prepare(problem.refs.decode(), dtype)
-        x = problem.x.flatten(1)
+        x, sigma = problem.x.flatten(1), problem.sigma
         score = function
         if compiled:
             torch.compiler.reset()  # or the ninth shape or precision of a function runs eagerly
@@ -194,7 +195,7 @@ def peer(
 
         def call() -> Tensor:
             torch.set_float32_matmul_precision(products)
-            return score(x, ref, problem.sigma)
+            return score(x, ref, sigma)
 
         return call
 

@@ -19,7 +19,7 @@ from bench.runs import KINDS, Run, newest
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "evidence.md")
 BLOCK = re.compile(r"(<!-- rows: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NO_GPU = "*Not measured on a GPU.*"
-COLUMNS = {"gpu": "GPU", "int8": "VNNI", "no-int8": "AVX2"}
+COLUMNS = {"gpu": "GPU", "int8": "VNNI", "int16": "AVX2"}
 # Label, what, by, B and n; "exact" and "fast" are ours, on the backend `auto` takes.
 HEADLINE = (
     ("**`stable_target`, exact**", "STF", "exact", 512, 4096),

@@ -40,7 +40,7 @@ AXES: dict[str, tuple[str, Callable[[Row], int]]] = {
     "d": ("d, values of an image (B = 64, n = 4096)", lambda row: row.d),
     "B": ("B, noisy samples (n = 4096, d = 3072)", lambda row: row.B),
 }
-FLOORS = ("two fp32 products", "one int8 product", "one fp64 product", READ)
+FLOORS = ("two fp32 products", "one int8 product", "one int16 product", READ)
 
 
 def style(by: str) -> tuple[str, str, float]:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 from bench.rows import Row
 
-# Operations of each kind, in parts of B n d. One product of one digit is the least that looks at
-# every reference; with four limbs and every row dense there are eight of them.
+# Operations of each kind, in parts of B n d. One product of one digit, or of a half, which is two,
+# is the least that looks at every reference; with four limbs and every row dense there are eight.
 PRODUCTS = {
     "two fp32 products": ("fp32", 4),
     "two bf16 products": ("bf16", 4),
     "one int8 product": ("int8", 2),
-    "one fp64 product": ("fp64", 2),
+    "one int16 product": ("int16", 2),
     "two int8 products, four limbs": ("int8", 16),
 }
 READ = "reading n d bytes"

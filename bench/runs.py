@@ -12,7 +12,7 @@ from bench import provenance
 from bench.rows import Row
 from bench.sweeps import CURVES, curve_names
 
-KINDS = ("gpu", "int8", "no-int8")  # of machines
+KINDS = ("gpu", "int8", "int16")  # of machines
 INT8 = {"avx512_vnni", "avx_vnni", "amx_int8"}  # what makes an int8 product fast and exact
 
 
@@ -33,14 +33,14 @@ class Run:
 
     @property
     def products(self) -> str:
-        return "int8 products (VNNI)" if self.kind == "int8" else "no int8 products (AVX2)"
+        return "int8 products (VNNI)" if self.kind == "int8" else "int16 products (AVX2)"
 
     @property
     def kind(self) -> str:
-        """ "gpu", or a CPU's: "int8" or "no-int8"."""
+        """ "gpu", or of a CPU what its exact products are made of."""
         if self.origin["gpu"]:
             return "gpu"
-        return "int8" if INT8 & set(self.origin["flags"]) else "no-int8"
+        return "int8" if INT8 & set(self.origin["flags"]) else "int16"
 
     @cached_property
     def exact(self) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from bench.memory import extra_bytes
 from bench.parts import ROOT, Emit, appending
 from bench.problems import Problem, photographs, relative_error
 from bench.rows import Row
-from stf_kernels.cpu_products import has_int8_products
+from stf_kernels.cpu_products import has_int8_products, multiply
 
 SECONDS = 0.4  # of the timed rounds of a point
 SLOW = 2e3  # milliseconds of a call that is made only once
@@ -143,14 +144,18 @@ def point(case: Case, shape: Shape, device: torch.device, store: Path | None = N
         problem = torch.load(path, weights_only=False)
     else:
         problem = shape.problem(device)
+    truth = checked = None
+    if problem.data.numel() <= CHECKED_ELEMENTS:
+        truth, checked = problem.truth, problem.checked
     call = case.build(problem)
+    del problem  # where all are floats, the bytes are in nobody's way
     if device.type == "cuda":
         call()  # what libraries and compilers allocate once is not the call's
     found: list[Tensor] = []
     first: list[float] = []
     extra = extra_bytes(lambda: first.append(elapsed(lambda: found.append(call()))), device)
     score = found.pop() if found else call()
-    error = problem.worst_error(score) if problem.data.numel() <= CHECKED_ELEMENTS else None
+    error = None if truth is None else relative_error(score[checked], truth).amax().item()
     del score
     slow = first and first[0] > SLOW
     ms, rounds = (first[0], 1) if slow else milliseconds(call, device, SECONDS)
@@ -199,16 +204,21 @@ def shapes_of(name: str, quick: bool) -> list[Shape]:
     return [shape.reduced() if quick else shape for shape in CURVES[name].shapes]
 
 
+def keep(shape: Shape, store: Path) -> None:
+    """Makes a problem, with its truth if there is to be one, for all cases of a curve."""
+    problem = shape.problem(torch.device("cpu"))
+    if problem.data.numel() <= CHECKED_ELEMENTS:
+        assert problem.truth is not None
+    torch.save(problem, shape.path(store))
+
+
 def curves(name: str, path: Path, device: torch.device, quick: bool) -> None:
     """A curve, each case in a process of its own; on a CPU its problems are made but once."""
     shapes = shapes_of(name, quick) if device.type == "cpu" else []
     failed = []
     try:
         for shape in shapes:
-            problem = shape.problem(device)
-            if problem.data.numel() <= CHECKED_ELEMENTS:
-                assert problem.truth is not None  # goes into the file as well
-            torch.save(problem, shape.path(path.parent))
+            keep(shape, path.parent)
         photographs.cache_clear()
         for case in curve_names(name, yardstick(device).removeprefix("STF ")):
             words = [sys.executable, "-m", "bench.sweeps", name, str(path), "--case", case]
@@ -232,8 +242,10 @@ def rates(device: torch.device, emit: Emit, quick: bool = False) -> None:
         a, b = (torch.randint(-128, 128, (rows, k), device=device) for rows in (m, n))
         if device.type == "cuda" or has_int8_products():
             emit(_product("int8", torch._int_mm, a.to(torch.int8), b.to(torch.int8)))
-        else:  # what our backend multiplies integers in
-            emit(_product("fp64", torch.mm, a.double(), b.double()))
+        else:  # halves of samples, which have 16 bits, by bytes
+            out = torch.empty((m, n), dtype=torch.int64)
+            halves = (256 * a + a).to(torch.int16)
+            emit(_product("int16", partial(multiply, out=out), halves, b.to(torch.int8)))
     size = COPY_BYTES[device.type]
     source = torch.randint(256, (size,), device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
@@ -242,7 +254,7 @@ def rates(device: torch.device, emit: Emit, quick: bool = False) -> None:
     emit(Row("copy", "device, read + written", 1, 1, size, ms, rounds, rate=rate))
 
 
-def _product(kind: str, product: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Row:
+def _product(kind: str, product: Callable[[Tensor, Tensor], object], a: Tensor, b: Tensor) -> Row:
     (m, k), n = a.shape, len(b)
     product(a, b.T)
     ms, rounds = milliseconds(lambda: product(a, b.T), a.device)
