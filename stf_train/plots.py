@@ -60,6 +60,11 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
+def scale(values: np.ndarray) -> str:
+    """Of an axis for values above 0; matplotlib has no logarithmic one for none."""
+    return "log" if (values > 0).any() else "linear"
+
+
 def save_loss(path: Path, steps: Sequence[Step], title: str) -> None:
     """Writes the loss of every step and its running mean against the images seen, as a PNG."""
     images = np.array([step.images for step in steps])
@@ -69,9 +74,10 @@ def save_loss(path: Path, steps: Sequence[Step], title: str) -> None:
     axes = figure.add_subplot()
     axes.plot(images, loss, color="0.8", linewidth=0.8, label="each step")
     axes.plot(images, smooth(loss, width), color="C0", label=f"mean of {width // 2 * 2 + 1} steps")
-    axes.set(title=title, xlabel="training images", ylabel="loss", yscale="log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set(title=title, xlabel="training images", ylabel="loss", yscale=scale(loss))
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(which="both", alpha=0.2)
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -87,12 +93,13 @@ def save_variance(path: Path, bins: Sequence[Bin], title: str) -> None:
     top.plot(sigma, np.where(V_DSM > 0, V_DSM, np.nan), "o-", label="denoising score matching")
     # An estimate of what is nearly nothing may fall below it.
     top.plot(sigma, np.where(V_STF > 0, V_STF, np.nan), "o-", label="stable target")
-    top.set(title=title, ylabel="variance of the score target", yscale="log", xscale="log")
+    top.set(title=title, ylabel="variance of the score target", yscale=scale(V_DSM))
+    top.set(xscale=scale(sigma))
     bottom.plot(sigma, [one.ess for one in bins], "o-", color="C2", label="effective references")
     bottom.plot(
         sigma, np.exp([one.entropy for one in bins]), "o-", color="C3", label="exp(entropy)"
     )
-    bottom.set(xlabel="sigma / alpha", ylabel="references", yscale="log")
+    bottom.set(xlabel="sigma / alpha", ylabel="references", yscale=scale(sigma))
     for axes in (top, bottom):
         axes.grid(which="both", alpha=0.2)
         axes.legend()

@@ -1,11 +1,15 @@
 """The pictures."""
 
+import math
+
 import numpy as np
+import pytest
 import torch
 from matplotlib.image import imread
 
 from stf_train import plots
 from stf_train.loop import Step
+from stf_train.panel import Bin
 
 
 def test_grid_places_the_samples_in_rows():
@@ -61,3 +65,13 @@ def test_loss_png_shows_the_loss(tmp_path):
     flat, falling = picture([1.0] * 40), picture([2.0 / (i + 1) for i in range(40)])
     assert flat.shape == falling.shape
     assert (flat != falling).mean() > 0.001
+
+
+@pytest.mark.parametrize("loss", [math.nan, 0.0])
+def test_a_run_that_learnt_nothing_has_pictures(tmp_path, loss):
+    """Losses that are not finite, or data without variance: nothing to see, and no error."""
+    plots.save_loss(tmp_path / "loss.png", [Step(i, i, loss, 1.0, 1.0) for i in (1, 2)], "x")
+    nothing = [Bin(o, 4, loss, loss, 1.0, 0.0) for o in (-2, 3)]
+    plots.save_variance(tmp_path / "variance.png", nothing, "x")
+    plots.save_variance(tmp_path / "none.png", [], "x")
+    assert len(list(tmp_path.iterdir())) == 3
