@@ -261,7 +261,11 @@ def train(context: click.Context) -> None:
     On several devices: torchrun --nproc_per_node N -m stf_train --outdir DIR ...
     """
     resume: Path | None = context.params["resume"]
-    accelerator = launched(resolve(context.params["device"]))
+    device = resolve(context.params["device"])
+    try:
+        accelerator = launched(device)
+    except (ImportError, ValueError) as error:
+        raise click.UsageError(str(error)) from error
     processes = 1 if accelerator is None else accelerator.num_processes
     first = accelerator is None or accelerator.is_main_process
     if resume is None:
