@@ -1,0 +1,104 @@
+"""Every preset trained for real, small enough for a CPU: `python -m bench.presets [NAME ...]`.
+
+Runs the command of each preset (all, if none is named) in runs/small/NAME, adds a row to
+docs/presets.jsonl, and draws docs/presets.png once every preset has one. A preset with a row is
+not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from bench.provenance import ROOT
+from stf_train import build, checkpoint, cli, run
+from stf_train.presets import PRESETS
+
+RUNS = ROOT / "runs" / "small"
+ROWS = ROOT / "docs" / "presets.jsonl"
+SHEET = ROOT / "docs" / "presets.png"
+SHOWN = 4  # samples in a row and in a column, of the 10 in a run's picture
+
+# Sizes and rates for minutes on one core, in place of days on eight GPUs.
+SHORT = "--batch 64 --duration 0.035 --lr 3e-3 --rampup 0.003 --ema 0.01 --tick 10"
+SMALL = f"--cbase 16 --blocks 1 --dropout 0 --references 1024 {SHORT}"
+ON_DIGITS = f"--data digits --xflip 0 --attention 4 {SMALL}"
+ON_PATCHES = f"--data patches --size 16 --attention 8 {SMALL}"
+FLAGS = {
+    "patches-edm": "--cbase 16 --batch 64 --duration 0.035",
+    "images-edm": "--data patches --cbase 16 --batch 64 --duration 0.035",
+    "cifar10-edm-ncsnpp": ON_DIGITS,
+    "cifar10-edm-ddpmpp": ON_DIGITS,
+    "cifar10-ve": f"{ON_DIGITS} --noise_max 5",
+    "cifar10-vp": ON_DIGITS,
+    "celeba64-ve": f"{ON_PATCHES} --noise_max 27",
+}
+DIGITS = "--batch 64 --duration 0.035"
+
+
+def command(name: str) -> list[str]:
+    """The words of the command that trains a preset, small."""
+    return ["stf-train", "--preset", name, *FLAGS.get(name, DIGITS).split()]
+
+
+def measure(name: str) -> dict[str, object]:
+    """Trains a preset; returns its row."""
+    folder = RUNS / name
+    start = time.process_time()
+    cli.train.main([*command(name)[1:], "--outdir", str(folder)], standalone_mode=False)
+    minutes = (time.process_time() - start) / 60
+    config = checkpoint.read(folder / run.CHECKPOINT).config
+    return {
+        "preset": name,
+        "command": " ".join(command(name)),
+        "data": config.data,
+        "steps": config.steps,
+        "minutes of one core": round(minutes, 1),
+        "parameters": sum(p.numel() for p in build.network(config).parameters()),
+        "sampler": config.sampling.sampler,
+    }
+
+
+def draw(rows: dict[str, dict]) -> None:
+    """Draws samples of every preset under what its run was."""
+    figure = Figure(figsize=(14, 9), layout="constrained")
+    places = figure.subplots(3, 5).flatten()
+    for axes in places:
+        axes.set_axis_off()
+    for axes, (name, row) in zip(places, rows.items(), strict=False):
+        page = imread(RUNS / name / run.SAMPLES)
+        height, width = (side * SHOWN // 10 for side in page.shape[:2])
+        axes.imshow(page[:height, :width])
+        size = f"{row['parameters'] / 1e6:.2f} M parameters"
+        axes.set_title(
+            f"{name}\n{row['steps']} steps, {row['minutes of one core']} min\n{size}, "
+            f"{row['sampler']}",
+            fontsize=9,
+        )
+    figure.savefig(SHEET, dpi=90)
+
+
+def read() -> dict[str, dict]:
+    """The rows there are, in the order of the presets."""
+    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+    found = {row["preset"]: row for row in map(json.loads, lines)}
+    return {name: found[name] for name in PRESETS if name in found}
+
+
+def main(names: list[str]) -> None:
+    for name in names or PRESETS:
+        if name not in read():
+            row = measure(name)
+            with ROWS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    rows = read()
+    if rows.keys() == PRESETS.keys():
+        draw(rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
