@@ -267,8 +267,11 @@ inline void wgmma_commit() {
   });
 }
 
+// Once in a while one warp's products take so long that all others run into it.
 template <int Pending>
 void wgmma_wait() {
+  if (host::self().id % host::kLanes == 0 && host::chance()() % 8 == 0)
+    while (host::chance()() % 64) host::yield();
   host::with_products("wgmma_wait", 0, [](host::Products& p, auto) {
     host::run_groups(p, Pending);
     p.committed = min(p.committed, Pending);
