@@ -1,4 +1,4 @@
-"""The published presets train, resume and sample: all of them but size and length is kept."""
+"""Every preset trains, resumes and samples; the published ones as they are but for their size."""
 
 import math
 from dataclasses import replace
@@ -78,3 +78,41 @@ def test_trains_resumes_and_samples(tmp_path, small, name):
         assert x.shape == (2, *found.shape)
         assert x.isfinite().all()
         assert not torch.equal(x[0], x[1])
+
+
+PRECISIONS = {"stf": {"bf16": True}, "dsm": {"fp16": True, "ls": 8.0}}
+
+
+@pytest.mark.parametrize("target", PRECISIONS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_half_precision(tmp_path, name, target):
+    """Two steps in two parts each, while the learning rate rises; stopped between them."""
+    options = PRESETS[name] | SMALL | PRECISIONS[target] | {"target": target}
+    options |= {"batch_gpu": 2, "rampup": 8 / 1e6, "sigma_data": 0.5}
+    if PRESETS[name]["data"] == "digits":
+        options["data"] = "digits"
+    else:
+        options["size"] = 16
+    if options["arch"] == "unet":
+        options["cbase"] = 16
+    options["sampling"] = replace(options["sampling"], steps=2, tolerance=0.5)
+    config = Config(**options, preset=name, device="cpu", threads=1, processes=1)
+    for folder in "ab":
+        run.create(tmp_path / folder, config)
+
+    steps = list(run.advance(tmp_path / "a"))
+    assert [step.lr for step in steps] == [config.lr / 2, config.lr]
+    assert all(math.isfinite(step.loss) and step.grad_norm > 0 for step in steps)
+    assert steps[-1].skipped == 0
+    first = run.advance(tmp_path / "b")
+    assert next(first) == steps[0]
+    first.close()
+    assert list(run.advance(tmp_path / "b")) == steps[1:]
+    a, b = ((tmp_path / folder / run.CHECKPOINT).read_bytes() for folder in "ab")
+    assert a == b
+
+    averaged = run.Averaged(checkpoint.read(tmp_path / "a" / run.CHECKPOINT), "cpu")
+    conditioned = run.conditioned(config, run.denoiser(config, averaged))
+    x = run.sampler(config, config.sampling, conditioned)([0, 1]).x
+    assert x.shape == (2, *build.dataset(config).shape)
+    assert x.isfinite().all()
