@@ -204,7 +204,7 @@ inline void cluster_sync() {
   }
 }
 
-// A block may be later than its neighbor.
+// A block may be later than its neighbour.
 inline void barrier_init(uint64_t* barrier, uint32_t arrivals) {
   while (host::chance()() % 8) host::yield();
   if (arrivals < 1 || arrivals > 255) host::fail("an mbarrier of so many arrivals");
