@@ -63,12 +63,14 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Call& call, const Grid& grid, void* stream,
             const Arguments&... args) {
   constexpr int64_t most = 0x7fffffff;
+  constexpr size_t unasked = 48 << 10;  // bytes of shared memory that any kernel may have
   if (grid.blocks < 1 || grid.blocks > most)
     fail(call, "blocks must be from 1 to 2147483647, got " + std::to_string(grid.blocks));
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(grid.shared)),
-        call);
+  if (grid.shared > unasked)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(grid.shared)),
+          call);
   cudaLaunchAttribute together{};
   together.id = cudaLaunchAttributeClusterDimension;
   together.val.clusterDim.x = grid.cluster;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -100,23 +101,23 @@ def run_pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
     """pytest in a process that has the module, which is built where it must be."""
     module = build(CSRC.parent / "build" / "host_cuda")
     path = os.pathsep.join([str(module.parent), str(HERE.parent)])
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "cuda_on_host",
-            *arguments,
-        ],
+    options = ["-q", "-p", "no:cacheprovider", "-p", "cuda_on_host", "--capture=sys"]
+    return subprocess.run(  # what a sanitizer says last must not be captured
+        [sys.executable, "-m", "pytest", *options, *arguments],
         cwd=CSRC.parent,
         env=environment() | {"PYTHONPATH": path, "STF_TESTED_BACKEND": "cuda"},
         capture_output=True,
         text=True,
     )
+
+
+def tests_passed(*files: str) -> int:
+    """How many tests of these files passed in such a process, if all did."""
+    done = run_pytest(*files)
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-20_000:]
+    found = re.findall(r"(\d+) (passed|skipped|xfailed)", done.stdout.splitlines()[-1])
+    assert [what for _, what in found] == ["passed"], found
+    return int(found[0][0])
 
 
 if __name__ == "__main__":
