@@ -41,7 +41,8 @@ def assert_equals_specification(backend: str, *args: object, **options: object) 
 @on_a_gpu
 @pytest.mark.parametrize("case", golden.CASES)
 def test_golden_hashes(case, backend):
-    assert golden.digest(golden.CASES[case](backend, "cuda")) == golden.RECORDED[case]
+    problem = golden.CASES[case]("cuda")
+    assert golden.digest(problem.compute(backend=backend)) == golden.RECORDED[case]
 
 
 @on_a_gpu
