@@ -8,6 +8,7 @@ GPU from compute capability 8.0 on, and one for 9.0 (Hopper) that takes most sha
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -101,6 +102,16 @@ def _place(tensor: Tensor) -> tuple[int, int]:
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
+def _launch(of: Tensor, function: Callable[..., None], *arguments: Any) -> None:
+    """Calls a C function for the device and stream of a tensor.
+
+    It is torch that makes the device current: C++ could not go back to one that this process does
+    not use without a context, and its memory, on that device.
+    """
+    with gpu_layout.current(of):
+        function(*arguments, _place(of))
+
+
 def _matrix(values: Tensor, pitch: int) -> tuple[int, ...]:
     """Matrix in csrc/cuda_stages.h."""
     return (address(values), *values.shape, pitch)
@@ -136,14 +147,14 @@ def on_hopper(product: str, device: torch.device, taken: bool) -> bool:
 def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
     """Float references [n, d] in fixed point: values int8 [R, n, d], norms [n], scale a []."""
     data = data if data.dtype == torch.float64 else data.float()
-    wide, size, place = data.dtype == torch.float64, data.numel(), _place(data)
+    wide, size = data.dtype == torch.float64, data.numel()
     values = torch.empty((limbs, *data.shape), dtype=torch.int8, device=data.device)
     largest = torch.zeros(1, dtype=torch.int64, device=data.device)
     scale = torch.empty((), dtype=torch.float64, device=data.device)
-    _functions().magnitude(address(data), wide, size, address(largest), place)
-    _functions().fix(
-        address(data), wide, size, address(largest), limbs, address(values), address(scale), place
-    )
+    c = _functions()
+    _launch(data, c.magnitude, address(data), wide, size, address(largest))
+    into = address(values), address(scale)
+    _launch(data, c.fix, address(data), wide, size, address(largest), limbs, *into)
     return values, norms(values, 0.0), scale
 
 
@@ -151,7 +162,7 @@ def norms(values: Tensor, twice_offset: float) -> Tensor:
     """N_k = sum_j v_kj^2 + 2 (b/a) sum_j v_kj in float64 [n]."""
     out = torch.empty(values.shape[1], dtype=torch.float64, device=values.device)
     values, pitch = pitched(values)
-    _functions().norms(_matrix(values, pitch), twice_offset, address(out), _place(values))
+    _launch(values, _functions().norms, _matrix(values, pitch), twice_offset, address(out))
     return out
 
 
@@ -160,7 +171,7 @@ def transpose(values: Tensor) -> Tensor:
     ref_limbs, n, dim = values.shape
     out = torch.empty((ref_limbs, dim, padded(n)), dtype=torch.int8, device=values.device)
     values, pitch = pitched(values)
-    _functions().transpose(_matrix(values, pitch), address(out), _place(values))
+    _launch(values, _functions().transpose, _matrix(values, pitch), address(out))
     return out
 
 
@@ -170,9 +181,8 @@ def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
     digits = torch.empty((rows, limbs, padded(dim)), dtype=torch.int8, device=x.device)
     step = torch.empty(rows, dtype=torch.float64, device=x.device)
     wide = x.dtype == torch.float64
-    _functions().quantize(
-        address(x), wide, rows, dim, limbs, address(digits), address(step), _place(x)
-    )
+    into = address(digits), address(step)
+    _launch(x, _functions().quantize, address(x), wide, rows, dim, limbs, *into)
     return digits, step
 
 
@@ -199,7 +209,7 @@ def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tup
     )
     taken = _functions().hopper_takes_logits(q, references)
     hopper = on_hopper("logits", device, taken)
-    _functions().logits(hopper, q, references, call, _place(samples.q))
+    _launch(samples.q, _functions().logits, hopper, q, references, call)
     return relative[:, :n], anchors
 
 
@@ -229,7 +239,9 @@ def weights(
         empty(rows),
     )
     sums = empty(STATISTICS_SUMS if statistics else 1, rows, dtype=torch.int64)
-    _functions().weights(
+    _launch(
+        relative,
+        _functions().weights,
         address(relative),
         address(anchors),
         address(peak),
@@ -238,7 +250,6 @@ def weights(
         limbs,
         survivors.addresses(),
         (*map(address, sums), 0, 0, 0, 0)[:STATISTICS_SUMS],
-        _place(relative),
     )
     return Weights(survivors, *sums)
 
@@ -254,23 +265,25 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
     survivors: _Survivors = weights.weight
     ref_limbs, _, dim = values.shape
     rows, limbs, _ = survivors.digits.shape
-    place = _place(values)
     num = torch.empty((rows, ref_limbs, dim), dtype=torch.int64, device=values.device)
     if columns is None:
         columns = transpose(values)
     values, pitch = pitched(values)
-    _functions().gather(survivors.addresses(), rows, _matrix(values, pitch), address(num), place)
+    of_lists = survivors.addresses(), rows, _matrix(values, pitch)
+    _launch(values, _functions().gather, *of_lists, address(num))
     dense = survivors.addresses(), rows, limbs, _matrix(columns, dim)
     taken = _functions().hopper_takes_dense(*dense)
     hopper = on_hopper("multiply_dense", values.device, taken)
-    _functions().multiply_dense(hopper, *dense, address(num), place)
+    _launch(values, _functions().multiply_dense, hopper, *dense, address(num))
     return num
 
 
 def finish(num: Tensor, total: Tensor, affine: Tensor, samples: Samples, out: Tensor) -> None:
     """Stage 5: out = c_D D + c_x x with D = a num / total + b, rounded once to out's type."""
     rows, ref_limbs, dim = num.shape
-    _functions().finish(
+    _launch(
+        num,
+        _functions().finish,
         address(num),
         address(total),
         address(affine),
@@ -282,10 +295,9 @@ def finish(num: Tensor, total: Tensor, affine: Tensor, samples: Samples, out: Te
         ref_limbs,
         dim,
         address(out),
-        _place(num),
     )
 
 
 def exp2(e: Tensor, out: Tensor) -> None:
     """out = 2^e for -63 <= e <= 0 in float64, for stf_kernels.env to compare with the host's."""
-    _functions().exp2(address(e), address(out), e.numel(), _place(e))
+    _launch(e, _functions().exp2, address(e), address(out), e.numel())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,11 @@ def pitched(values: Tensor) -> tuple[Tensor, int]:
     if (row, value) == (dim, 1) and limb % dim == 0:
         return values, limb // dim  # a part of a set
     return values.contiguous(), n
+
+
+def current(tensor: Tensor) -> AbstractContextManager[object]:
+    """Makes the tensor's device, on which a backend launches, the current one."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def unfit(device: torch.device) -> str | None:

@@ -59,7 +59,7 @@ def nearest(
         ref: references [n, *shape]: `References`, or a float tensor to prepare for this call
         labels: classes of the samples, integer [B], against `References.labels`: only references
             of the same class count; -1 sees all
-        backend: "auto", "cpu", "triton" or "torch"
+        backend: "auto", "cpu", "triton", "cuda" or "torch"
         workspace: memory to stay below beside arguments, result and some 20 MB, bytes; references
             that do not fit pass in chunks
 

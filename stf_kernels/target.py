@@ -72,7 +72,7 @@ def stable_target(
             -(d + D)/2 log(1 + ||x_i - alpha_i y_k||^2 / (sigma_i^2 D)) + log_weight_k
         D: degrees of freedom of Student-t noise, number, [B] or [B, 1, ...], > 0
         precision: "exact" (31-bit samples and weights) or "fast" (23-bit)
-        backend: "auto", "cpu", "triton" or "torch"
+        backend: "auto", "cpu", "triton", "cuda" or "torch"
         group: processes of torch.distributed that share the references. ref is this one's shard,
             `refs.shard(group)`, and log_weight [len(ref)] that of the shard; x_t is its own, of
             any length, 0 included. All of them must call, with the same choices: the call sends

@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib
 import mmap
 import zlib
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from test_bits import assert_same_bits, problem
 
-from stf_kernels import References, stable_target
+from stf_kernels import References, gpu_layout, stable_target
 from stf_kernels import cuda_backend as mine
 from stf_kernels import torch_backend as spec
 from stf_kernels.gpu_layout import padded
@@ -162,6 +163,24 @@ def test_launches_go_to_the_device_and_stream_of_the_tensors(monkeypatch):
     assert len(launches) >= 9  # magnitude, fix, norms, and one or two of each stage
     assert {launch[-2:] for launch in launches} == {(1, 0xABC)}
     assert host.current_device() == 0
+
+
+def test_torch_makes_the_device_current_for_every_launch(monkeypatch):
+    torch.manual_seed(8)
+    x, u, sigma = problem((5, 300, 20), torch.float32)
+    inside, outside = [], []
+
+    @contextmanager
+    def current(tensor):
+        outside.extend(host.take_launches())
+        yield
+        inside.extend(host.take_launches())
+
+    monkeypatch.setattr(gpu_layout, "current", current)
+    host.take_launches()
+    stable_target(x, u.float() / 99, sigma, backend="cuda")
+    assert len(inside) >= 9
+    assert outside + host.take_launches() == []
 
 
 def test_what_cuda_refuses_names_the_call_and_the_shape(monkeypatch):

@@ -9,7 +9,6 @@ Triton's interpreter, on tensors of any device: slow, and bit for bit the same.
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from types import ModuleType
 from typing import NamedTuple
@@ -19,7 +18,15 @@ from torch import Tensor
 
 from .. import arithmetic as ar
 from .. import gpu_layout
-from ..gpu_layout import SPARSE_SURVIVORS, STATISTICS_SUMS, ceil_div, dotted, padded, pitched
+from ..gpu_layout import (
+    SPARSE_SURVIVORS,
+    STATISTICS_SUMS,
+    ceil_div,
+    current,
+    dotted,
+    padded,
+    pitched,
+)
 from ..stages import Prepared, Samples, Weights
 from . import tiles
 
@@ -76,18 +83,13 @@ def _width(size: int, most: int) -> int:
     return min(most, max(128, 1 << (size - 1).bit_length()))
 
 
-def _on(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device: make it the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
 def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
     """Float references [n, d] in fixed point: values int8 [R, n, d], norms [n], scale a []."""
     values = torch.empty((limbs, *data.shape), dtype=torch.int8, device=data.device)
     largest = torch.zeros(1, dtype=torch.int64, device=data.device)
     scale = torch.empty((), dtype=torch.float64, device=data.device)
     size = data.numel()
-    with _on(data):
+    with current(data):
         _kernels().magnitude[(ceil_div(size, 16 * 2048),)](
             data, largest, size, STEPS=16, BD=2048, **EXACT
         )
@@ -103,7 +105,7 @@ def norms(values: Tensor, twice_offset: float) -> Tensor:
     values = values.contiguous()
     ratio = torch.full((1,), twice_offset, dtype=torch.float64, device=values.device)
     out = torch.empty(n, dtype=torch.float64, device=values.device)
-    with _on(values):
+    with current(values):
         _kernels().norms[(n,)](
             values, ratio, out, n, dim, R=ref_limbs, BD=_width(dim, 1024), **EXACT
         )
@@ -115,7 +117,7 @@ def transpose(values: Tensor) -> Tensor:
     ref_limbs, n, dim = values.shape
     values, pitch = pitched(values)
     out = torch.empty((ref_limbs, dim, padded(n)), dtype=torch.int8, device=values.device)
-    with _on(values):
+    with current(values):
         grid = (ref_limbs * ceil_div(n, 128) * ceil_div(dim, 64),)
         _kernels().transpose[grid](values, out, n, dim, pitch, R=ref_limbs, BN=128, BD=64, **EXACT)
     return out
@@ -126,7 +128,7 @@ def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
     rows, dim = x.shape
     digits = torch.empty((rows, limbs, padded(dim)), dtype=torch.int8, device=x.device)
     step = torch.empty(rows, dtype=torch.float64, device=x.device)
-    with _on(x):
+    with current(x):
         _kernels().quantize[(rows,)](x, digits, step, dim, L=limbs, BD=_width(dim, 1024), **EXACT)
     return digits, step
 
@@ -145,7 +147,7 @@ def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tup
     blocks = ceil_div(n, ar.BLOCK)
     relative = torch.empty((rows, padded(n)), dtype=torch.float32, device=device)
     anchors = torch.empty((rows, blocks), dtype=torch.float64, device=device)
-    with _on(samples.q):
+    with current(samples.q):
         _kernels().logits[(ceil_div(rows, tile.BM) * blocks,)](
             samples.q,
             values,
@@ -201,7 +203,7 @@ def weights(
     )
     sums = empty(STATISTICS_SUMS if statistics else 1, rows, dtype=torch.int64)
     width = _width(n, 1024)
-    with _on(relative):
+    with current(relative):
         _kernels().clear[(ceil_div(rows, 128),)](
             survivors.counts, survivors.dense, sums, rows, S=sums.shape[0], BB=128, **EXACT
         )
@@ -245,7 +247,7 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
     tile = tiles.dense(values.device, rows, dim)
     slots = tiles.slots(values.device, tile.warps)
     width = _width(dim, 512)
-    with _on(values):
+    with current(values):
         _kernels().gather[(rows * ceil_div(dim, width) * ref_limbs,)](
             survivors.counts,
             survivors.indices,
@@ -293,7 +295,7 @@ def finish(num: Tensor, total: Tensor, affine: Tensor, samples: Samples, out: Te
     """Stage 5: out = c_D D + c_x x with D = a num / total + b, rounded once to out's type."""
     rows, ref_limbs, dim = num.shape
     width = _width(dim, 1024)
-    with _on(num):
+    with current(num):
         _kernels().finish[(rows * ceil_div(dim, width),)](
             num,
             total,
