@@ -1,6 +1,7 @@
 """What a backend made of kernels must pass without a GPU: whole targets, bit for bit.
 
-Run in a process that can run the kernels, which names the backend: tests/test_cuda.py.
+Run in a process that can run the kernels, which names the backend: see test_cuda.py and
+test_triton.py.
 """
 
 from __future__ import annotations
@@ -75,30 +76,34 @@ def test_every_argument(target):
     )
 
 
-@pytest.mark.parametrize(
-    "D", [0.5, 1e9, torch.linspace(0.1, 60, 18)], ids=["few", "many", "by row"]
-)
-@pytest.mark.parametrize("limbs", [None, 3])
-def test_student_t_noise(limbs, D):
+@pytest.mark.parametrize("D", [0.5, 1e9, torch.linspace(0.1, 60, 9)], ids=["few", "many", "by row"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_student_t_noise(precision, D):
     torch.manual_seed(3)
-    x, u, sigma = problem((18, 300, 70), torch.float32)
-    labels = torch.arange(300) % 3
-    if limbs is None:
-        refs = References(u, value_range=(-1, 2), labels=labels)
-    else:
-        refs = References(u.float() / 99, limbs=limbs, labels=labels)
-    noise = {"noise": "student_t", "D": D}
+    x, u, sigma = problem((9, 140, 33), torch.float32)
+    refs = References(u, value_range=(-1, 2), labels=torch.arange(140) % 3)
+    noise = {"noise": "student_t", "D": D, "precision": precision}
     assert_equals_specification(x, refs, sigma, **noise)
-    conditions = {"labels": torch.arange(18) % 4 - 1, "log_weight": torch.randn(300)}
-    alpha = torch.linspace(-1, 1, 18)
+    conditions = {"labels": torch.arange(9) % 4 - 1, "log_weight": torch.randn(140)}
+    alpha = torch.linspace(-1, 1, 9)
     assert_equals_specification(x, refs, sigma, alpha=alpha, **conditions, **noise)
+
+
+@pytest.mark.parametrize(
+    ("shape", "limbs"), list(zip(SHAPES, [4, 3, 2, 4, 3, 2], strict=True)), ids=str
+)
+def test_student_t_noise_with_float_references(shape, limbs):
+    torch.manual_seed(10)
+    x, u, sigma = problem(shape, torch.float64)
+    refs = References((u.float() - 90) / 70, limbs=limbs)
+    assert_equals_specification(x, refs, sigma, noise="student_t", D=shape[2] / 2)
 
 
 @pytest.mark.parametrize("noise", [{}, {"noise": "student_t", "D": 64}], ids=["gaussian", "t"])
 @pytest.mark.parametrize("limbs", [1, 3])
 def test_references_in_chunks(monkeypatch, limbs, noise):
     torch.manual_seed(4)
-    x, u, sigma = problem((6, 700, 30), torch.float32)
+    x, u, sigma = problem((3, 300, 30), torch.float32)
     refs = References(u.float() / 99, limbs=limbs)
     expected = stable_target_with_stats(x, refs, sigma, backend="torch", **noise)
     stages = BACKENDS[BACKEND]
@@ -110,9 +115,9 @@ def test_references_in_chunks(monkeypatch, limbs, noise):
 
     monkeypatch.setattr(stages, "logits", watched)
     for again in (False, True):  # whether the logits of the first sweep are made again
-        monkeypatch.setattr(pipeline, "plan", lambda *_, keep=not again: Plan(6, 256, keep))
+        monkeypatch.setattr(pipeline, "plan", lambda *_, keep=not again: Plan(3, 128, keep))
         found = stable_target_with_stats(x, refs, sigma, backend=BACKEND, **noise)
-        assert sizes == [256, 256, 188] * (1 + again)
+        assert sizes == [128, 128, 44] * (1 + again)
         sizes.clear()
         assert_same_bits(found[0], expected[0])
         for name, a, b in zip(expected[1]._fields, found[1], expected[1], strict=True):

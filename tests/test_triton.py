@@ -1,17 +1,17 @@
 """The Triton backend around its kernels, and these interpreted in a process of their own.
 
-The interpreted tests are in triton_interpreted.py; test_triton_compile.py reads the machine code,
-and test_gpu.py runs it where it can.
+The interpreted tests are in triton_interpreted.py and kernel_pipeline.py; test_triton_compile.py
+reads the machine code, and test_gpu.py runs it where it can.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+import own_process
 import pytest
 import torch
 
@@ -24,7 +24,8 @@ from stf_kernels.backends import BACKENDS, PREFERENCE
 from stf_kernels.triton_backend import table, tiles
 
 HERE = Path(__file__).parent
-INTERPRETED, INTERPRETED_TESTS = "tests/triton_interpreted.py", 160
+INTERPRETED = ["tests/triton_interpreted.py", "tests/kernel_pipeline.py"]
+PASSED = 156
 
 
 def run(code: str, **environment: str) -> str:
@@ -42,20 +43,9 @@ def run(code: str, **environment: str) -> str:
 
 def test_the_interpreter_computes_the_specification_s_bits():
     pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", INTERPRETED],
-        cwd=HERE.parent,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    last = done.stdout.splitlines()[-1]
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
-    counted = {
-        what: int(count) for count, what in re.findall(r"(\d+) (\w+)", last.split(" in ")[0])
-    }
-    counted.pop("warnings", None)
-    assert counted == {"passed": INTERPRETED_TESTS}
+    environment = {"TRITON_INTERPRET": "1", "STF_TESTED_BACKEND": "triton"}
+    done = own_process.run_pytest(*INTERPRETED, environment=environment)
+    assert own_process.passed(done) == PASSED
 
 
 def test_importing_the_package_leaves_triton_alone():

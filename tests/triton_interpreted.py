@@ -1,7 +1,8 @@
-"""What Triton's interpreter computes, bit for bit against the specification.
+"""What Triton's interpreter computes, stage by stage; whole targets are kernel_pipeline.py's.
 
 Kernels are interpreted or not from their import on, so that these tests have a process of their
-own, which tests/test_triton.py starts: `TRITON_INTERPRET=1 pytest tests/triton_interpreted.py`
+own, which tests/test_triton.py starts:
+`TRITON_INTERPRET=1 STF_TESTED_BACKEND=triton pytest tests/triton_interpreted.py`
 """
 
 from __future__ import annotations
@@ -11,165 +12,29 @@ import torch
 import triton
 import triton.language as tl
 from helpers import Allocated
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from kernel_pipeline import PRECISIONS
 from test_bits import assert_same_bits, problem
 
 from stf_kernels import (
     References,
-    Velocity,
-    golden,
     gpu_layout,
-    pipeline,
     stable_target,
-    stable_target_with_stats,
 )
 from stf_kernels import arithmetic as ar
 from stf_kernels import torch_backend as spec
 from stf_kernels import triton_backend as mine
 from stf_kernels.backends import PREFERENCE, resolve
-from stf_kernels.pipeline import Plan
 from stf_kernels.stages import Prepared, Samples, Weights
 from stf_kernels.triton_backend import kernels, numerics, products, rows, table
 from stf_kernels.triton_backend.table import ANY, Entry, Tile
 
 CPU = torch.device("cpu")
-SHAPES = [(1, 1, 1), (3, 2, 1), (1, 127, 5), (2, 129, 64), (18, 300, 130), (9, 1025, 33)]
-PRECISIONS = ["exact", "fast"]
-
-
-def assert_equals_specification(*args: object, **options: object) -> None:
-    expected = stable_target_with_stats(*args, backend="torch", **options)
-    found = stable_target_with_stats(*args, backend="triton", **options)
-    assert_same_bits(found[0], expected[0])
-    for name, a, b in zip(expected[1]._fields, found[1], expected[1], strict=True):
-        assert torch.equal(a.nan_to_num(), b.nan_to_num()), name
 
 
 def use_tiles(monkeypatch, stage2: Tile, stage4: Tile, slots: int) -> None:
     monkeypatch.setitem(table.LOGITS, 0, (Entry(ANY, ANY, stage2),))
     monkeypatch.setitem(table.DENSE, 0, (Entry(ANY, ANY, stage4),))
     monkeypatch.setattr(mine.tiles, "slots", lambda device, warps: slots)
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_bytes(shape, precision):
-    torch.manual_seed(0)
-    x, u, sigma = problem(shape, torch.float32)
-    assert_equals_specification(x, References(u, value_range=(-1, 1)), sigma, precision=precision)
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("limbs", [None, 1, 2, 3, 4])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_floats(dtype, limbs, precision):
-    torch.manual_seed(1)
-    x, u, sigma = problem((6, 150, 40), torch.float64)
-    y = ((u.double() - 90) / 70).to(dtype)
-    ref = y if limbs is None else References(y, limbs=limbs)
-    expected = stable_target(x.to(dtype), ref, sigma, precision=precision, backend="torch")
-    found = stable_target(x.to(dtype), ref, sigma, precision=precision, backend="triton")
-    assert_same_bits(found, expected)
-
-
-@pytest.mark.parametrize("target", ["score", "denoised", "epsilon", "v", "edm", Velocity(1, -1)])
-def test_every_argument(target):
-    torch.manual_seed(2)
-    x, u, sigma = problem((12, 300, 40), torch.float32)
-    weight = torch.where(torch.rand(300) < 0.2, -torch.inf, torch.randn(300))
-    refs = References(u, value_range=(0, 3), labels=torch.arange(300) % 4, log_weight=weight)
-    assert_equals_specification(
-        x,
-        refs,
-        sigma,
-        alpha=torch.linspace(-1, 1, 12),
-        target=target,
-        labels=torch.randint(-1, 4, (24,))[::2],
-        log_weight=torch.randn(300),
-    )
-
-
-@pytest.mark.parametrize(
-    "D", [0.5, 128, 1e9, torch.linspace(0.1, 60, 18)], ids=["few", "some", "many", "by row"]
-)
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_student_t_noise(precision, D):
-    torch.manual_seed(18)
-    x, u, sigma = problem((18, 300, 70), torch.float32)
-    refs = References(u, value_range=(-1, 2), labels=torch.arange(300) % 3)
-    noise = {"noise": "student_t", "D": D, "precision": precision}
-    assert_equals_specification(x, refs, sigma, **noise)
-    conditions = {"labels": torch.arange(18) % 4 - 1, "log_weight": torch.randn(300)}
-    alpha = torch.linspace(-1, 1, 18)
-    assert_equals_specification(x, refs, sigma, alpha=alpha, **conditions, **noise)
-
-
-@pytest.mark.parametrize(
-    ("shape", "limbs"), list(zip(SHAPES, [4, 3, 2, 4, 3, 2], strict=True)), ids=str
-)
-def test_student_t_noise_with_float_references(shape, limbs):
-    torch.manual_seed(19)
-    x, u, sigma = problem(shape, torch.float64)
-    refs = References((u.float() - 90) / 70, limbs=limbs)
-    assert_equals_specification(x, refs, sigma, noise="student_t", D=shape[2] / 2)
-
-
-@pytest.mark.parametrize("noise", [{}, {"noise": "student_t", "D": 64}], ids=["gaussian", "t"])
-@pytest.mark.parametrize("limbs", [1, 3])
-def test_references_in_chunks(monkeypatch, limbs, noise):
-    torch.manual_seed(20)
-    x, u, sigma = problem((6, 700, 30), torch.float32)
-    refs = References(u.float() / 99, limbs=limbs)
-    expected = stable_target_with_stats(x, refs, sigma, backend="torch", **noise)
-    logits, sizes = mine.logits, []
-
-    def watched(samples, chunk, floor):
-        sizes.append(chunk.values.shape[1])
-        return logits(samples, chunk, floor)
-
-    monkeypatch.setattr(mine, "logits", watched)
-    for again in (False, True):  # whether the logits of the first sweep are made again
-        monkeypatch.setattr(pipeline, "plan", lambda *_, keep=not again: Plan(6, 256, keep))
-        found = stable_target_with_stats(x, refs, sigma, backend="triton", **noise)
-        assert sizes == [256, 256, 188] * (1 + again)
-        sizes.clear()
-        assert_same_bits(found[0], expected[0])
-        for name, a, b in zip(expected[1]._fields, found[1], expected[1], strict=True):
-            assert torch.equal(a, b), name
-
-
-def test_one_label_for_all_samples_need_not_lie_in_memory_for_each():
-    torch.manual_seed(2)
-    x, u, sigma = problem((7, 90, 10), torch.float32)
-    refs = References(u, value_range=(0, 3), labels=(torch.arange(180) % 4)[::2])
-    label = torch.tensor([2]).expand(7)
-    expected = stable_target(x, refs, sigma, labels=label, backend="torch")
-    for backend in ("auto", "triton"):
-        found = stable_target(x, refs, sigma, labels=label, backend=backend)
-        assert_same_bits(found, expected)
-
-
-def test_rows_without_a_target_are_nan_and_alone():
-    torch.manual_seed(3)
-    x, u, sigma = problem((8, 150, 30), torch.float32)
-    refs = References(u, value_range=(-1, 1), labels=torch.zeros(150, dtype=torch.int64))
-    clean = stable_target(x, refs, sigma, backend="triton")
-    x[0, 3], x[1, 0], x[2, 29] = torch.nan, torch.inf, -torch.inf
-    sigma[3], sigma[4], sigma[5] = 0.0, -1.0, torch.nan
-    assert_equals_specification(x, refs, sigma)
-    out = stable_target(x, refs, sigma, backend="triton")
-    assert out[:6].isnan().all()
-    assert_same_bits(out[6:], clean[6:])
-    assert_equals_specification(x, refs, sigma, log_weight=torch.full((150,), -torch.inf))
-    partly = torch.where(torch.arange(150) < 128, -torch.inf, 0.0)  # a block without a reference
-    assert_equals_specification(x, refs, sigma, log_weight=partly)
-
-
-@pytest.mark.parametrize("case", golden.CASES)
-def test_golden_hashes(case):
-    target = golden.CASES[case]("cpu").compute(backend="triton")
-    assert golden.digest(target) == golden.RECORDED[case]
 
 
 @pytest.mark.parametrize("slots", [1, 64])
@@ -377,11 +242,10 @@ def test_student_t_logits(limbs, conditions):
 
 
 @pytest.mark.parametrize("student", [False, True])
-@pytest.mark.parametrize("size", [128, 384])
-@pytest.mark.parametrize("limbs", [1, 3])
+@pytest.mark.parametrize(("limbs", "size"), [(1, 128), (3, 256)])
 def test_chunks_add_up_to_the_whole(limbs, size, student):
     torch.manual_seed(17)
-    n = 600
+    n = 400
     x, y = torch.randn(9, 30), torch.randn(n, 30)
     values, norms, scale = mine.prepare(y, limbs)
     affine = torch.stack([scale, 0 * scale])
@@ -551,71 +415,6 @@ def assert_same_weights(relative, anchors, peak, precision) -> Weights:
     assert torch.equal(digits[:, : relative.shape[1]], expected.weight)
     assert torch.equal(found.weight.counts.long(), (expected.weight > 0).sum(1))
     return found
-
-
-@settings(max_examples=12, deadline=None)
-@given(
-    B=st.integers(1, 5),
-    n=st.integers(1, 200),
-    d=st.integers(1, 40),
-    seed=st.integers(0, 2**31),
-    exponent=st.integers(-30, 30),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
-    precision=st.sampled_from(PRECISIONS),
-    limbs=st.sampled_from([0, 1, 2, 3, 4]),
-)
-def test_any_input(B, n, d, seed, exponent, dtype, precision, limbs):
-    generator = torch.Generator().manual_seed(seed)
-    scale = 2.0**exponent
-    x = (torch.randn(B, d, generator=generator, dtype=torch.float64) * scale).to(dtype)
-    sigma = torch.rand(B, generator=generator, dtype=torch.float64) * scale
-    if limbs:
-        y = torch.randn(n, d, generator=generator, dtype=torch.float64) * scale
-        refs = References(y, limbs=limbs)
-    else:
-        u = torch.randint(0, 256, (n, d), generator=generator, dtype=torch.uint8)
-        refs = References(u, value_range=(-scale, 2 * scale))
-    alpha = torch.rand(B, generator=generator)
-    assert_equals_specification(x, refs, sigma, alpha=alpha, precision=precision)
-
-
-def test_bits_do_not_depend_on_the_batch(monkeypatch):
-    torch.manual_seed(12)
-    x, u, sigma = problem((17, 200, 30), torch.float32)
-    refs = References(u, value_range=(-1, 1))
-    whole = stable_target(x, refs, sigma, backend="triton")
-    order = torch.randperm(17)
-    assert_same_bits(stable_target(x[order], refs, sigma[order], backend="triton"), whole[order])
-    monkeypatch.setattr(mine, "MAX_ROWS", 5)
-    assert_same_bits(stable_target(x, refs, sigma, backend="triton"), whole)
-
-
-def test_the_transposed_copy_is_made_once_for_a_set(monkeypatch):
-    torch.manual_seed(13)
-    x, u, sigma = problem((3, 150, 20), torch.float32)
-    refs = References(u, value_range=(-1, 1))
-    transpose, made = mine.transpose, []
-    monkeypatch.setattr(mine, "transpose", lambda v: made.append(v.shape) or transpose(v))
-    for _ in range(2):
-        stable_target(x, refs, sigma, backend="triton")
-    subset = refs.subset(torch.arange(140))
-    for _ in range(2):
-        stable_target(x, subset, sigma, backend="triton")
-    assert made == [(1, 150, 20), (1, 140, 20)]
-    stable_target(x, refs, sigma, backend="torch")
-    assert len(made) == 2
-
-
-def test_compiled_into_one_graph():
-    torch.manual_seed(14)
-    x, u, sigma = problem((3, 150, 20), torch.float32)
-    refs = References(u, value_range=(-1, 1))
-    call = torch.compile(
-        lambda x, sigma: 2 * stable_target(x, refs, sigma, backend="triton"),
-        fullgraph=True,
-        backend="aot_eager",
-    )
-    assert_same_bits(call(x, sigma), 2 * stable_target(x, refs, sigma, backend="torch"))
 
 
 def test_interpreted_only_when_asked_for_by_name():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,9 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import own_process
 import pybind11
+from filelock import FileLock
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
@@ -57,22 +58,25 @@ def build(folder: Path) -> Path:
         text = headers + source.read_bytes() + repr((COMPILER, flags)).encode()
         out = folder / f"{source.stem}-{hashlib.sha256(text).hexdigest()[:16]}.o"
         if not out.exists():
-            fresh = out.with_suffix(f".{os.getpid()}")
+            fresh = out.with_suffix(".part")
             _run([COMPILER, "-x", "c++", "-c", str(source), *flags, "-o", str(fresh)])
             fresh.replace(out)
         return out
 
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, sorted(sources(), key=lambda p: -p.stat().st_size)))
-    key = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
-    module = folder / key / (MODULE + sysconfig.get_config_var("EXT_SUFFIX"))
-    if not module.exists():
-        module.parent.mkdir(exist_ok=True)
-        fresh = module.with_suffix(f".{os.getpid()}")
-        link = ["-shared", "-fsanitize=address,undefined", *map(str, objects)]
-        _run([COMPILER, *link, "-o", str(fresh)])
-        fresh.replace(module)
-    return module
+    def linked(objects: list[Path]) -> Path:
+        key = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
+        module = folder / key / (MODULE + sysconfig.get_config_var("EXT_SUFFIX"))
+        if not module.exists():
+            module.parent.mkdir(exist_ok=True)
+            fresh = module.with_suffix(".part")
+            link = ["-shared", "-fsanitize=address,undefined", *map(str, objects)]
+            _run([COMPILER, *link, "-o", str(fresh)])
+            fresh.replace(module)
+        return module
+
+    # Two processes of tests may ask for it: the second waits, and finds it made.
+    with FileLock(folder / "lock"), ThreadPoolExecutor(2) as pool:
+        return linked(list(pool.map(compiled, sorted(sources(), key=lambda p: -p.stat().st_size))))
 
 
 def environment() -> dict[str, str]:
@@ -101,23 +105,12 @@ def run_pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
     """pytest in a process that has the module, which is built where it must be."""
     module = build(CSRC.parent / "build" / "host_cuda")
     path = os.pathsep.join([str(module.parent), str(HERE.parent)])
-    options = ["-q", "-p", "no:cacheprovider", "-p", "cuda_on_host", "--capture=sys"]
-    return subprocess.run(  # what a sanitizer says last must not be captured
-        [sys.executable, "-m", "pytest", *options, *arguments],
-        cwd=CSRC.parent,
-        env=environment() | {"PYTHONPATH": path, "STF_TESTED_BACKEND": "cuda"},
-        capture_output=True,
-        text=True,
+    return own_process.run_pytest(
+        *("-p", "cuda_on_host"),
+        "--capture=sys",  # what a sanitizer says last must not be captured
+        *arguments,
+        environment=environment() | {"PYTHONPATH": path, "STF_TESTED_BACKEND": "cuda"},
     )
-
-
-def tests_passed(*files: str) -> int:
-    """How many tests of these files passed in such a process, if all did."""
-    done = run_pytest(*files)
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-20_000:]
-    found = re.findall(r"(\d+) (passed|skipped|xfailed)", done.stdout.splitlines()[-1])
-    assert [what for _, what in found] == ["passed"], found
-    return int(found[0][0])
 
 
 if __name__ == "__main__":

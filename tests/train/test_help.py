@@ -81,8 +81,12 @@ def test_training_has_every_preset_with_its_values():
         assert numbers == [options[option] for option in asked.get(options["process"], ())]
 
 
+# Of torchrun and accelerate's launcher.
+OTHERS = {"--nproc_per_node", "--num_processes", "--cpu", "--mixed_precision", "--dynamo_backend"}
+
+
 def test_training_names_options_that_there_are():
     texts = "\n".join(map(helptexts.text, helptexts.COMMANDS))
     for option in re.findall(r"--[A-Za-z][\w-]*", TRAINING.read_text(encoding="utf-8")):
-        if option != "--nproc_per_node":  # of torchrun
+        if option not in OTHERS:
             assert re.search(rf"{option}[ ,]", texts), option
