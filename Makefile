@@ -11,7 +11,7 @@ demo: $(STAMP)
 
 # Two processes a core may wait for each other: their threads must sleep then, not spin.
 test: $(STAMP)
-	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)
 	$(BIN)/pytest bench/ --benchmark-only
