@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from typing import TYPE_CHECKING
@@ -74,6 +75,10 @@ def check_samples(x_t: Tensor) -> None:
     check_layout("x_t", x_t)
     if x_t.dim() < 2:
         raise ValueError(f"x_t must be [B, *shape], got {list(x_t.shape)}")
+    if math.prod(x_t.shape[1:]) > ar.MAX_VALUES:
+        raise ValueError(
+            f"x_t must have at most {ar.MAX_VALUES} values a sample, got {list(x_t.shape)}"
+        )
 
 
 def as_references(

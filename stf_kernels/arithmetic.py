@@ -16,9 +16,11 @@ BLOCK = 128
 # An int8 x int8 product summed this often stays inside int32: 128 * 128 * 131071 < 2^31.
 MAX_INT32_TERMS = 131071
 
-# So that int64 sums cannot overflow: 2^38 a reference in num, 2^40.1 in the entropy's sum.
+# So that int64 sums cannot overflow: 2^38 a reference in num, 2^40.1 in the entropy's sum, 2^38 a
+# value in dot.
 MAX_REFERENCES = 1 << 24
 MAX_REFERENCES_WITH_STATS = 1 << 22
+MAX_VALUES = 1 << 25
 
 LOG2E = float.fromhex("0x1.71547652b82fep+0")
 LN2 = float.fromhex("0x1.62e42fefa39efp-1")

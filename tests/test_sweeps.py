@@ -13,10 +13,13 @@ from stf_kernels import (
     References,
     TargetStats,
     arithmetic,
+    nearest,
     pipeline,
     stable_target,
     stable_target_with_stats,
+    validate,
 )
+from stf_kernels.arguments import check_samples
 from stf_kernels.pipeline import Plan
 
 MB = 1 << 20
@@ -167,3 +170,19 @@ def test_more_references_than_the_sums_hold(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(arithmetic, "MAX_REFERENCES", 699)
     with pytest.raises(ValueError, match="ref must have at most 699 references, got 700"):
         stable_target(x, refs, sigma)
+
+
+def test_more_values_than_the_sums_hold():
+    most = arithmetic.MAX_VALUES
+    largest = 128 * arithmetic.limit(arithmetic.LIMBS["exact"])
+    assert largest * most < 2**63 <= largest * (most + (most >> 7))
+    check_samples(torch.zeros(1).expand(2, most))
+    for shape in [(2, most + 1), (0, 5, 8_000_000)]:
+        with pytest.raises(ValueError, match=f"x_t must have at most {most} values a sample, got"):
+            check_samples(torch.zeros(1).expand(shape))
+    x, refs = torch.zeros(1).expand(1, most + 1), torch.zeros(1, 2)
+    for call in (stable_target, validate):
+        with pytest.raises(ValueError, match="values a sample"):
+            call(x, refs, 1.0)
+    with pytest.raises(ValueError, match="values a sample"):
+        nearest(x, refs)
