@@ -90,8 +90,9 @@ def ours(device: torch.device) -> list[Case]:
     """Each backend that runs on the device, the one `auto` takes first, in both precisions."""
     first = resolve("auto", device).NAME
     names = [first, *(name for name in BACKENDS if name != first)]
+    slow = {"torch"} if device.type == "cpu" else set()
     return [
-        Case("STF", f"{name} {precision}", stable(name, precision))
+        Case("STF", f"{name} {precision}", stable(name, precision), slow=name in slow)
         for name in names
         if BACKENDS[name].unavailable(device) is None
         for precision in ("exact", "fast")

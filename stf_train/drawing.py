@@ -132,7 +132,8 @@ def drawing(context: click.Context, kept: Checkpoint) -> Callable[[Sequence[int]
         if not config.cond or not config.label_dropout:
             raise bad(
                 "--guidance",
-                "the network knows nothing without a class; train with --label_dropout.",
+                "needs --classifier, --guide, or a network trained with --cond 1 and a "
+                "--label_dropout above 0.",
             )
         conditioned = away(conditioned, without_class(denoise, device), w)
     draw = run.sampler(config, how, conditioned, device)

@@ -120,6 +120,8 @@ class Setting(click.Option):
         extra = super().get_help_extra(ctx)
         if self.nothing is not None and self.get_default(ctx) is None:
             extra["default"] = self.nothing
+        if isinstance(self.type, Finite) and self.type.min is None and self.type.max is None:
+            extra.pop("range", None)  # click would write x<=None
         return extra
 
 
@@ -156,9 +158,12 @@ def blaming(otherwise: str, **options: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
-        name = re.match(r"\w*", str(error))
-        assert name is not None  # the empty match at least
-        raise bad(options.get(name[0], otherwise), str(error)) from error
+        message = str(error)
+        start = re.match(r"(\w*)(: )?", message)
+        assert start is not None  # the empty match at least
+        if start[1] in options and start[2]:
+            message = message[start.end() :]  # "--size: size: ..." would say it twice
+        raise bad(options.get(start[1], otherwise), message) from error
 
 
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replaces files that are there.")

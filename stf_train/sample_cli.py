@@ -174,8 +174,10 @@ def evaluate(context: click.Context) -> None:
 def extractor_of(context: click.Context, found: DataSet, device: str) -> features.Extractor:
     """What --extractor names; with classes, where the data have some."""
     name, weights = context.params["extractor"], context.params["weights"]
-    if (name == "inception") != (weights is not None):
-        raise bad("--weights", f"is for --extractor inception and needed there, got {name}.")
+    if name == "inception" and weights is None:
+        raise bad("--weights", "must be given with --extractor inception.")
+    if name != "inception" and weights is not None:
+        raise bad("--weights", f"is for --extractor inception, got {name}.")
     if name == "inception":
         with blaming("--extractor", weights="--weights"):
             return features.Inception(weights, device)

@@ -73,9 +73,10 @@ def chunks(
         for place, name in zip(out, part, strict=True):
             image = read(files, name, fit)
             if image.shape != shape:
+                remedy = "" if image.shape[1:] == shape[1:] else "; give a size for all"
                 raise ValueError(
                     f"{files.path}/{name} must be {describe(shape)} like {names[0]}, "
-                    f"got {describe(tuple(image.shape))}"
+                    f"got {describe(tuple(image.shape))}{remedy}"
                 )
             place.copy_(image)
         yield out

@@ -298,7 +298,10 @@ def test_guidance_extrapolates(conditional, in_tmp):
     [
         ("{run} --class 3", "--class: {run} is not conditional"),
         ("{good} --class 10", "--class: there are 10 classes, got 10"),
-        ("{run} --guidance 1", "--guidance: the network knows nothing without a class"),
+        (
+            "{run} --guidance 1",
+            "--guidance: needs --classifier, --guide, or a network trained with",
+        ),
         ("{good} --guide {worse}", "--guide: needs --guidance W"),
         ("{good} --guide {ve} --guidance 1", "--guide: {ve} has another process"),
         (
@@ -353,8 +356,8 @@ def test_eval_compares_by_what_it_is_told(finished, in_tmp, name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--extractor inception", "--weights: is for --extractor inception and needed there"),
-        ("--weights w.pth", "--weights: is for --extractor inception"),
+        ("--extractor inception", "--weights: must be given with --extractor inception"),
+        ("--weights w.pth", "--weights: is for --extractor inception, got convolutions"),
         ("--extractor inception --weights w.pth", "there is no w.pth"),
     ],
 )
@@ -377,7 +380,7 @@ def test_bad_options_of_eval_are_refused(finished, in_tmp, options, message):
         ),
         ("--fp16 1 --bf16 1", "--bf16: --fp16 is asked for as well"),
         ("--data nowhere.npy", "--data: data must be 'digits', 'patches' or a path, there is no"),
-        ("--size 32", "--size: size: digits has the size it has, got 32"),
+        ("--size 32", "--size: digits has the size it has, got 32"),
         (
             "--preset digits-vp --cres 1,2,2,2,2",
             "--cres: images must have sides that are",

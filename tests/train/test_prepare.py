@@ -187,7 +187,7 @@ def test_a_run_is_named_after_data_and_settings(tiny, options, expected):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--size 9 --data own.npy", "--size: size: own.npy has the size it has, got 9"),
+        ("--size 9 --data own.npy", "--size: own.npy has the size it has, got 9"),
         ("--data patches --size 7", "--size: size of a patch must be even"),
         ("--range 1 -1", "--range: LOW must be below HIGH, got 1 -1"),
         ("--data floats.npy --range 0 1", "--range: is for bytes"),
@@ -199,8 +199,8 @@ def test_a_run_is_named_after_data_and_settings(tiny, options, expected):
         ("--duration 1e-7", "--duration: there is less than one image in it"),
         ("--cbase 8", "--cbase: channels must be a multiple of 16, got 8"),
         ("--cbase 1000000", "--cbase: the network would not fit the memory"),
-        ("--cache 0", "--cache: resident: digits cannot stay on the disk"),
-        ("--cache 0 --data floats.npy", "--cache: resident:"),
+        ("--cache 0", "--cache: digits cannot stay on the disk"),
+        ("--cache 0 --data floats.npy", "floats.npy cannot stay on the disk"),
         ("--preset digits-vp --attention 3", "--attention: attention must be among [8, 4]"),
         ("--preset digits-vp --beta_min 30", "--beta_min: beta_min must lie in (0, beta_max"),
         ("--data damaged.npy", "--data:"),
