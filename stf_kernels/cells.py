@@ -32,9 +32,9 @@ def partition(refs: References, k: int, seed: int) -> References:
     steps = 0
     while steps < STEPS:
         for index in torch.randperm(len(refs), generator=generator).split(size)[: STEPS - steps]:
-            means.partial_fit(_floats(refs, refs._values.gather(index.to(refs.device))))
+            means.partial_fit(_floats(refs._values.gather(index.to(refs.device))))
             steps += 1
-    cell = np.concatenate([means.predict(_floats(refs, v)) for v in refs._values.chunks(size)])
+    cell = np.concatenate([means.predict(_floats(v)) for v in refs._values.chunks(size)])
     labels = torch.from_numpy(cell).to(refs.device, torch.int64)
     if refs.labels is not None:
         labels = torch.unique(refs.labels, return_inverse=True)[1] * k + labels
@@ -46,7 +46,7 @@ def partition(refs: References, k: int, seed: int) -> References:
     return cells
 
 
-def _floats(refs: References, values: Tensor) -> np.ndarray:
-    """float32 [m, d] of digits [R, m, d]."""
-    scale, offset = refs._affine
-    return (scale * join_limbs(values).double() + offset).float().cpu().numpy()
+def _floats(values: Tensor) -> np.ndarray:
+    """float32 [m, d] of digits [R, m, d], the integers: k-means minds no scale and no offset."""
+    integers = values[0] if len(values) == 1 else join_limbs(values)
+    return integers.float().cpu().numpy()
