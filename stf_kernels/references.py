@@ -170,7 +170,7 @@ class References:
         Raises:
             FileNotFoundError, ValueError: path is no such file, or is truncated
         """
-        device = torch.device(device)
+        device = _with_index(device)
         self = cls.__new__(cls)
         found = file_format.read(path)
         if found.raw:
@@ -356,7 +356,7 @@ class References:
 
     def to(self, device: torch.device | str) -> References:
         """The same references for targets on `device`; values in a file or in host memory stay."""
-        device = torch.device(device)
+        device = _with_index(device)
         if isinstance(self._values, Resident):
             return self._moved(Resident(self._values.load().to(device)))
         return self._moved(self._values.to(device))
@@ -525,6 +525,11 @@ def check_data(name: str, data: Tensor) -> None:
     check_layout(name, data)
     if data.dim() < 2 or data.shape[0] == 0 or data[0].numel() == 0:
         raise ValueError(f"{name} must be [n, *shape] with n >= 1, got {describe(data)}")
+
+
+def _with_index(device: torch.device | str) -> torch.device:
+    """The device as its tensors name it: "cuda" is the current one of them."""
+    return torch.empty(0, device=device).device
 
 
 def check_layout(name: str, tensor: Tensor) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stf_kernels import (
     References,
@@ -322,3 +323,14 @@ def test_a_file_larger_than_the_limit(how: str, tmp_path: Path):
     assert grown < limit
     assert n * dim > 5 * limit
     print(f"{how}: {grown / 2**20:.0f} MB for {n * dim / 2**20:.0f} MB of references")
+
+
+def test_a_device_without_an_index_is_the_current_one(tmp_path, monkeypatch):
+    """Or no sample would be on the references' device: a tensor's has its index."""
+    refs = saved(References(torch.rand(5, *SHAPE)), tmp_path)
+    found = file_format.read(tmp_path / "set.stf")
+    monkeypatch.setattr(file_format, "read", lambda path: found)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # as if there were a GPU
+        there = torch.empty(1, device="cuda").device
+        assert refs.to("cuda").device == there
+        assert References.from_file(tmp_path / "set.stf", device="cuda").device == there
