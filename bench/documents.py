@@ -145,7 +145,7 @@ def default_step(columns: Sequence[Run]) -> str:
     for run in columns:
         dsm, stf = digits(run, "DSM"), digits(run, "STF")
         if dsm and stf and stf.overhead is not None:
-            added = f"{100 * stf.overhead:.1f} %"
+            added = f"{100 * stf.overhead:.1f} % (median of pairs of steps)"
             steps.append(f"{number(dsm.ms)} ms ({COLUMNS[run.kind]}), to which STF adds {added}")
     gpu = "" if any(run.kind == "gpu" for run in columns) else " Nothing was measured on a GPU."
     if not steps:

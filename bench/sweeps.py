@@ -28,7 +28,7 @@ from stf_kernels.cpu_products import has_int8_products, multiply
 
 SECONDS = 0.4  # of the timed rounds of a point
 SLOW = 2e3  # milliseconds of a call that is made only once
-LONGEST = {True: 60e3, False: 5e3}  # milliseconds of a call that is not made: ours, a peer's
+LONGEST = {True: 60e3, False: 2.5e3}  # milliseconds of a call that is not made: ours, a peer's
 LEAST_EXTRAPOLATED = 1e3  # times below this say little about the next point
 MEMORY_SHARE = 0.9  # of what is free
 CHECKED_ELEMENTS = 1 << 28  # n d, up to which there is an error: float64 takes its time
@@ -70,14 +70,14 @@ KERNELS = tuple(f"SDPA {kernel} fp32" for kernel in ("math", "flash", "efficient
 CURVES = {
     "n": Curve(tuple(Shape(64, 1024 << 2 * i) for i in range(6)), ALL),
     "d": Curve(tuple(Shape(64, 1024, size) for size in (8, 16, 32, 64, 128)), ALL),
-    "B": Curve(tuple(Shape(4**i, 4096) for i in range(6)), ALL),
+    "B": Curve(tuple(Shape(4**i, 4096) for i in range(5)), ALL),
     "noise": Curve(
         tuple(Shape(512, 4096, noise=noise) for noise in ("edm", "ve", "flow")),
         ("Gram fp32", "SDPA fp32"),
     ),
     "refs": Curve(
         tuple(
-            Shape(512, 4096, refs=refs)
+            Shape(64, 4096, refs=refs)
             for refs in (
                 *("uint8", "float16", "bfloat16"),
                 *("float32, 2 limbs", "float32, 3 limbs", "float32"),
@@ -90,7 +90,7 @@ CURVES = {
 LEVELS, LEVEL_N = 33, 4096  # noise levels, one sample each, and the references for them
 PRODUCTS = ((2048, 4096, 3072), (8192, 8192, 8192))  # the first: 512 samples of 4 limbs, n, d
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
-STEPS = {"cpu": (20.0, (4, 40)), "cuda": (15.0, (5, 200))}  # seconds of steps, and how many turns
+STEPS = {"cpu": (12.0, (4, 40)), "cuda": (15.0, (5, 200))}  # seconds of steps, and how many turns
 # Of a trial: what B and n are divided by, and other sizes.
 FRACTION, FEW_LEVELS, FEW_STEPS, FEW_IN_FILE = 16, 5, (1.0, (2, 2)), (20_000, 4)
 

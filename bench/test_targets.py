@@ -19,7 +19,7 @@ SECONDS, ROUNDS = 1.0, (3, 40)  # of the timed rounds of a case
 SLOW = 2.0  # seconds of a call that is timed only once
 
 FULL, SMALL = (512, 4096), (64, 4096)  # B, n
-SHAPES = ((512, 1024), FULL, SMALL, (64, 50_000))
+SHAPES = (FULL, SMALL, (64, 50_000))
 
 
 def jobs(quick: bool) -> list[tuple[str, int, int]]:

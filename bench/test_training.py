@@ -8,7 +8,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench import training
 from bench.conftest import Book
 
-WARM_UP, SECONDS, PAIRS = 5, 20.0, (30, 250)  # of steps taken in turn
+WARM_UP, SECONDS, PAIRS = 5, 15.0, (30, 250)  # of steps taken in turn
 
 
 def test_step_of_the_digits_run(
