@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import torch
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from stf_kernels import References, oracle
@@ -142,6 +141,8 @@ def photographs(
         noise: how the levels are distributed, of NOISE
         refs: type of the references' values, of REFERENCES
     """
+    from sklearn.datasets import load_sample_images  # two seconds that a kept problem does not take
+
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.stack([torch.tensor(image) for image in load_sample_images().images])
     windows = pixels.unfold(1, size, 1).unfold(2, size, 1)  # [2, H', W', 3, s, s], a view

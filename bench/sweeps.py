@@ -28,8 +28,8 @@ from stf_kernels.cpu_products import has_int8_products, multiply
 
 SECONDS = 0.4  # of the timed rounds of a point
 SLOW = 2e3  # milliseconds of a call that is made only once
-LONGEST = {True: 60e3, False: 2.5e3}  # milliseconds of a call that is not made: ours, a peer's
-LEAST_EXTRAPOLATED = 1e3  # times below this say little about the next point
+LONGEST = {True: 60e3, False: 2.5e3}  # milliseconds that no call takes: ours, others
+LEAST_EXTRAPOLATED = 500  # times below this say little about the next point
 MEMORY_SHARE = 0.9  # of what is free
 CHECKED_ELEMENTS = 1 << 28  # n d, up to which there is an error: float64 takes its time
 SLICE = 8  # samples at a time, for an error
@@ -51,6 +51,16 @@ class Shape:
     def path(self, store: Path) -> Path:
         """Where it is kept for the processes of several cases."""
         return store / f"problem-{self.B}-{self.n}-{self.size}-{self.noise}-{self.refs}"
+
+    def found(self, device: torch.device, store: Path | None) -> Problem:
+        """Kept, or made."""
+        if store is not None and (path := self.path(store)).exists():
+            return torch.load(path, weights_only=False)
+        return self.problem(device)
+
+    def first(self) -> Shape:
+        """Of the call that loads libraries; KeOps compiles for each d."""
+        return Shape(4, 128, self.size)
 
     def reduced(self) -> Shape:
         """For a trial."""
@@ -121,11 +131,11 @@ def measure(
     ours = case.name in our_names(device)
     size = before = None
     for shape in shapes:
-        note = case.missing or _too_long(before, shape, LONGEST[ours])
+        note = case.missing or _too_long(before, shape, LONGEST[case.name == yardstick(device)])
         if note is None:
             try:
-                if shape.size != size:  # loads libraries; KeOps compiles for each d
-                    case.build(photographs(4, 128, shape.size, device=str(device)))()
+                if shape.size != size:
+                    case.build(shape.first().found(device, store))()
                     size = shape.size
                 before = point(case, shape, device, store)
                 emit(before)
@@ -140,10 +150,7 @@ def measure(
 
 def point(case: Case, shape: Shape, device: torch.device, store: Path | None = None) -> Row:
     """One row. The first call at this shape is the one whose memory counts."""
-    if store is not None and (path := shape.path(store)).exists():
-        problem = torch.load(path, weights_only=False)
-    else:
-        problem = shape.problem(device)
+    problem = shape.found(device, store)
     truth = checked = None
     if problem.data.numel() <= CHECKED_ELEMENTS:
         truth, checked = problem.truth, problem.checked
@@ -215,6 +222,7 @@ def keep(shape: Shape, store: Path) -> None:
 def curves(name: str, path: Path, device: torch.device, quick: bool) -> None:
     """A curve, each case in a process of its own; on a CPU its problems are made but once."""
     shapes = shapes_of(name, quick) if device.type == "cpu" else []
+    shapes += sorted({shape.first() for shape in shapes}, key=lambda shape: shape.size)
     failed = []
     try:
         for shape in shapes:
