@@ -37,7 +37,7 @@ STYLES = {
 }
 AXES: dict[str, tuple[str, Callable[[Row], int]]] = {
     "n": ("n, references (B = 64, d = 3072)", lambda row: row.n),
-    "d": ("d, values of an image (B = 64, n = 4096)", lambda row: row.d),
+    "d": ("d, values of an image (B = 64, n = 1024)", lambda row: row.d),
     "B": ("B, noisy samples (n = 4096, d = 3072)", lambda row: row.B),
 }
 FLOORS = ("two fp32 products", "one int8 product", "one int16 product", READ)
