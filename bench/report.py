@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     parser.add_argument("--quick", action="store_true", help="small shapes, no result: a trial")
     parser.add_argument(
-        "--seconds", metavar="S", type=float, default=700, help="time to measure [%(default)g]"
+        "--seconds", metavar="S", type=float, default=730, help="time to measure [%(default)g]"
     )
     parser.add_argument("--only", metavar="PART", nargs="+", choices=NAMES, help="of: %(choices)s")
     options = parser.parse_args()
