@@ -39,7 +39,7 @@ FLAGS = {
     "cifar10-edm-ddpmpp": ON_DIGITS,
     "cifar10-ve": f"{ON_DIGITS} {OTHER_UNITS}",
     "cifar10-vp": ON_DIGITS,
-    "celeba64-ve": f"{ON_PATCHES} --noise_max 27",
+    "celeba64-ve": f"{ON_PATCHES} --range 0 0.1 --noise_min 0.001 --noise_max 2.7",
 }
 DIGITS = "--batch 64 --duration 0.035"
 
