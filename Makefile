@@ -9,7 +9,7 @@ STAMP := $(VENV)/installed
 demo: $(STAMP)
 	$(BIN)/stf-train
 
-# Two processes a core may wait for each other: their threads must sleep then, not spin.
+# Processes share the cores: threads that wait must sleep, not spin.
 test: $(STAMP)
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 

@@ -1,8 +1,8 @@
 """Every preset trained for real, small enough for a CPU: `python -m bench.presets [NAME ...]`.
 
 Runs the command of each preset (all, if none is named) in runs/small/NAME, adds a row to
-docs/presets.jsonl, and draws docs/presets.png of all that have one. A preset with a row is not run
-again.
+docs/presets.jsonl, and draws docs/presets.png of all that have one, once their pictures are there.
+A preset with a row and a picture is not run again.
 """
 
 from __future__ import annotations
@@ -93,13 +93,20 @@ def read() -> dict[str, dict]:
     return {name: found[name] for name in PRESETS if name in found}
 
 
+def has_picture(name: str) -> bool:
+    return (RUNS / name / run.SAMPLES).exists()
+
+
 def main(names: list[str]) -> None:
     for name in names or PRESETS:
-        if name not in read():
-            row = measure(name)
-            with ROWS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-    draw(read())
+        if name not in read() or not has_picture(name):
+            rows = {**read(), name: measure(name)}
+            ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    rows = read()
+    if missing := [name for name in rows if not has_picture(name)]:
+        print(f"No new {SHEET.name}: there is no picture of {', '.join(missing)} in {RUNS}")
+    else:
+        draw(rows)
 
 
 if __name__ == "__main__":
