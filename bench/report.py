@@ -28,7 +28,7 @@ PARTS = (
     *(
         Part(name, (*SWEEP, name, "{rows}"), share)
         for name, share in (
-            *(("training", 0.1), ("rates", 0.06), ("errors", 0.08), ("n", 0.25), ("B", 0.12)),
+            *(("training", 0.1), ("rates", 0.06), ("errors", 0.08), ("n", 0.28), ("B", 0.12)),
             *(("d", 0.12), ("noise", 0.08), ("larger", 0.12), ("refs", 0.1), ("kernels", 0.06)),
         )
     ),
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     parser.add_argument("--quick", action="store_true", help="small shapes, no result: a trial")
     parser.add_argument(
-        "--seconds", metavar="S", type=float, default=730, help="time to measure [%(default)g]"
+        "--seconds", metavar="S", type=float, default=690, help="time to measure [%(default)g]"
     )
     parser.add_argument("--only", metavar="PART", nargs="+", choices=NAMES, help="of: %(choices)s")
     options = parser.parse_args()
