@@ -20,6 +20,7 @@ SIZE, DPI = (8.4, 5.2), 120
 GAP = 0.043  # between the labels of two lines, in parts of the axis
 TEXT = 8.5
 BESIDE = 1.25  # where the label of a line that stops begins, in parts of its x
+ROOM = 0.65  # of the axis: lines that stop further right have their label beside the axes
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 STYLES = {
     "exact": ("stable_target, exact", "#0072B2"),
@@ -186,11 +187,12 @@ def _against_sigma(
 
 
 def _label(axes: Axes, ends: Sequence[End], right: float) -> None:
-    """Names the lines at their ends: in a column beside the axes those that reach the right, the
-    others where they stop; no two in a column, or where lines stop, at one height.
+    """Names the lines at their ends: in a column beside the axes those that end where there is no
+    room for words, the others where they stop; no two of a group at one height.
     """
     low, high = map(math.log10, axes.get_ylim())
-    last = {end for end in ends if end[0] >= 0.99 * right}
+    left = axes.get_xlim()[0]
+    last = {end for end in ends if math.log(end[0] / left) > ROOM * math.log(right / left)}
     for group in (last, set(ends) - last):
         column = sorted(group, key=lambda end: (end[1], end[2]))
         heights = spread((math.log10(y) - low) / (high - low) for _, y, *_ in column)

@@ -1,4 +1,4 @@
-"""The extra memory of a call: `python -m bench.memory CASE B n` prints it for a CPU, in bytes.
+"""The extra memory of a call.
 
 On a CPU it is the growth of the resident set at its peak, read by a fresh process: VmHWM of
 /proc/self/status after the call, less VmHWM before it, which writing 5 to /proc/self/clear_refs has
@@ -12,17 +12,15 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from bench.cases import cases
+from bench.fresh import in_fresh_process
 from bench.problems import photographs
 
-ROOT = Path(__file__).parents[1]
 RESET = Path("/proc/self/clear_refs")
 
 
@@ -54,20 +52,11 @@ def _peak_resident() -> int:
 
 def extra_bytes_in_fresh_process(case: str, B: int, n: int) -> int | None:
     """`extra_bytes` of a CPU case in a process of its own."""
-    if not RESET.exists():
-        return None
-    command = [sys.executable, "-m", "bench.memory", case, str(B), str(n)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return int(done.stdout.split()[-1])
+    return in_fresh_process(_extra_bytes_here, case, B, n) if RESET.exists() else None
 
 
-def main(case: str, B: int, n: int) -> None:
+def _extra_bytes_here(case: str, B: int, n: int) -> int | None:
     device = torch.device("cpu")
     build = cases(device)[case].build
     build(photographs(4, 128))()
-    call = build(photographs(B, n))
-    print(extra_bytes(call, device))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    return extra_bytes(build(photographs(B, n)), device)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import argparse
 import resource
-import subprocess
-import sys
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,8 +19,9 @@ from torch import Tensor
 
 from bench.cases import Case, cases, our_names, streamed, yardstick
 from bench.clock import elapsed, milliseconds
+from bench.fresh import in_fresh_process
 from bench.memory import extra_bytes
-from bench.parts import ROOT, Emit, appending
+from bench.parts import Emit, appending
 from bench.problems import Problem, photographs, relative_error
 from bench.rows import Row
 from stf_kernels.cpu_products import has_int8_products, multiply
@@ -229,15 +229,23 @@ def curves(name: str, path: Path, device: torch.device, quick: bool) -> None:
             keep(shape, path.parent)
         photographs.cache_clear()
         for case in curve_names(name, yardstick(device).removeprefix("STF ")):
-            words = [sys.executable, "-m", "bench.sweeps", name, str(path), "--case", case]
-            words += ["--device", str(device), *(["--quick"] if quick else [])]
-            if subprocess.run(words, cwd=ROOT).returncode:
+            try:
+                in_fresh_process(case_alone, name, case, path, device, quick)
+            except Exception:  # of the case, or BrokenProcessPool; the others are measured
+                traceback.print_exc()
                 failed.append(case)
     finally:
         for shape in shapes:
             shape.path(path.parent).unlink(missing_ok=True)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def case_alone(name: str, case: str, path: Path, device: torch.device, quick: bool) -> None:
+    """The rows of a case of a curve, in this process."""
+    if device.type == "cpu":
+        limit_memory()
+    measure(cases(device)[case], shapes_of(name, quick), device, appending(path), store=path.parent)
 
 
 def rates(device: torch.device, emit: Emit, quick: bool = False) -> None:
@@ -342,19 +350,13 @@ def main() -> None:
     parser.add_argument("part", choices=[*PARTS, *CURVES])
     parser.add_argument("rows", type=Path, metavar="FILE", help="to append rows to")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--case", help="of a curve, in this process; otherwise all")
     parser.add_argument("--quick", action="store_true", help="n and B divided by 16: a trial")
     options = parser.parse_args()
-    device, emit = torch.device(options.device), appending(options.rows)
+    device = torch.device(options.device)
     if options.part in PARTS:
-        PARTS[options.part](device, emit, options.quick)
-    elif options.case is None:
-        curves(options.part, options.rows, device, options.quick)
+        PARTS[options.part](device, appending(options.rows), options.quick)
     else:
-        if device.type == "cpu":
-            limit_memory()
-        shapes = shapes_of(options.part, options.quick)
-        measure(cases(device)[options.case], shapes, device, emit, options.rows.parent)
+        curves(options.part, options.rows, device, options.quick)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from bench import (
     sweeps,
 )
 from bench.conftest import CPU
+from bench.fresh import in_fresh_process
 from bench.goals import verdicts
 from bench.parts import Outcome, Part
 from bench.problems import photographs, relative_error
@@ -34,28 +37,38 @@ from stf_kernels import cuda_backend
 MEGABYTE = 10**6
 
 
-TOUCHING_100_MEGABYTES = """
-import torch
-from bench import memory
+def touching_100_megabytes() -> int | None:
+    def call() -> torch.Tensor:
+        torch.ones(16_000_000)  # 64 MB, gone before the next
+        return torch.ones(25_000_000)
 
-def call():
-    torch.ones(16_000_000)  # 64 MB, gone before the next
-    return torch.ones(25_000_000)
+    torch.ones(1000)
+    kept = [bytes(1000) for _ in range(30_000)]  # 30 MB of small blocks the C library may keep
+    del kept
+    return memory.extra_bytes(call, CPU)
 
-torch.ones(1000)
-kept = [bytes(1000) for _ in range(30_000)]  # 30 MB of small blocks the C library may keep
-del kept
-print(memory.extra_bytes(call, torch.device("cpu")))
-"""
+
+def refused() -> None:
+    raise ValueError("refused there")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_counts_what_a_call_touches_at_its_peak():
-    # In a process of its own, as the benchmarks measure.
-    command = [sys.executable, "-c", TOUCHING_100_MEGABYTES]
-    done = subprocess.run(command, cwd=memory.ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    extra = in_fresh_process(touching_100_megabytes)
     # Linux counts resident pages in batches for each processor: about a megabyte of doubt.
-    assert 99 <= int(done.stdout) / MEGABYTE <= 104
+    assert 99 <= extra / MEGABYTE <= 104
+
+
+def test_a_fresh_process_is_another_one_each_time():
+    found = {in_fresh_process(os.getpid) for _ in range(2)}
+    assert len(found - {os.getpid()}) == 2
+
+
+def test_a_fresh_process_raises_here_what_it_raised_or_that_it_ended():
+    with pytest.raises(ValueError, match="refused there"):
+        in_fresh_process(refused)
+    with pytest.raises(BrokenProcessPool):
+        in_fresh_process(os._exit, 3)
 
 
 def test_samples_come_from_references_and_the_truth_is_known_at_low_noise():

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from itertools import pairwise
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from bench import cases, documents, figures, parts, provenance, report, runs, sweeps
 from bench.conftest import CPU
+from bench.fresh import in_fresh_process
 from bench.problems import Problem
 from bench.rows import Row
 from bench.runs import Run
@@ -172,14 +171,14 @@ def test_a_curve_ends_where_time_or_memory_is_not_enough(monkeypatch):
 def test_a_curve_has_a_process_for_each_case_and_fails_with_one(tmp_path, monkeypatch):
     started: list[str] = []
 
-    def start(words: list[str], cwd: Path) -> SimpleNamespace:
-        case = words[words.index("--case") + 1]
+    def start(call: object, name: str, case: str, *rest: object) -> None:
         (problem,) = tmp_path.glob("problem-32-*")
         assert torch.load(problem, weights_only=False).truth.shape == (8, 3, 32, 32)
         started.append(case)
-        return SimpleNamespace(returncode=int("flash" in case))
+        if "flash" in case:
+            raise BrokenProcessPool
 
-    monkeypatch.setattr(subprocess, "run", start)
+    monkeypatch.setattr(sweeps, "in_fresh_process", start)
     with pytest.raises(SystemExit, match="failed: STF SDPA flash fp32"):
         sweeps.curves("kernels", tmp_path / "rows", CPU, quick=True)
     assert started == sweeps.curve_names("kernels", "cpu exact")
@@ -188,9 +187,8 @@ def test_a_curve_has_a_process_for_each_case_and_fails_with_one(tmp_path, monkey
 
 def test_a_process_of_a_curve_leaves_its_rows(tmp_path):
     file = tmp_path / "rows"
-    command = [sys.executable, "-m", "bench.sweeps", "kernels", str(file), "--quick"]
-    command += ["--case", "STF SDPA cuDNN fp32"]
-    subprocess.run(command, cwd=parts.ROOT, check=True, stdout=subprocess.DEVNULL)
+    case = "STF SDPA cuDNN fp32"
+    in_fresh_process(sweeps.case_alone, "kernels", case, file, CPU, quick=True)
     (row,) = parts.read(file)
     assert (row.by, *row.shape) == ("SDPA cuDNN fp32", 32, 256, 3072)
     assert str(row.note).startswith("torch refuses: ")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,15 @@ from torch import Tensor
 from . import arithmetic as ar
 from . import gpu_layout
 from .extension import absence, address, extension
-from .gpu_layout import SPARSE_SURVIVORS, STATISTICS_SUMS, ceil_div, dotted, padded, pitched
+from .gpu_layout import (
+    STATISTICS_SUMS,
+    Survivors,
+    before_weights,
+    ceil_div,
+    dotted,
+    padded,
+    pitched,
+)
 from .stages import Prepared, Samples, Weights
 
 NAME = "cuda"
@@ -30,20 +38,6 @@ HOPPER = (9, 0)
 # Which kernel each product runs: "portable", "hopper", or "auto", which is Hopper's on such a GPU
 # where it takes the operands. The bits are the same: change it to measure.
 PRODUCTS = {"logits": "auto", "multiply_dense": "auto"}
-
-
-class _Survivors(NamedTuple):
-    """What stage 3 leaves on the device for stage 4: Survivors in csrc/cuda_stages.h."""
-
-    counts: Tensor  # [B] int32: survivors, or -1 - slot for a dense row
-    indices: Tensor  # [B, SPARSE_SURVIVORS] int32
-    weights: Tensor  # [B, SPARSE_SURVIVORS] int32
-    digits: Tensor  # [B, L, n padded to 128] int8, by slot
-    dense: Tensor  # [1] int32: rows with more survivors
-    dense_rows: Tensor  # [B] int32, by slot
-
-    def addresses(self) -> tuple[int, ...]:
-        return tuple(map(address, self))
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -227,18 +221,8 @@ def weights(
     if relative.stride() != (padded(n), 1):  # none that `logits` returned
         relative = torch.nn.functional.pad(relative, (0, padded(n) - n))
 
-    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=relative.device)
-
-    survivors = _Survivors(
-        empty(rows),
-        empty(rows, SPARSE_SURVIVORS),
-        empty(rows, SPARSE_SURVIVORS),
-        empty(rows, limbs, padded(n), dtype=torch.int8),
-        empty(1).zero_(),
-        empty(rows),
-    )
-    sums = empty(STATISTICS_SUMS if statistics else 1, rows, dtype=torch.int64)
+    survivors, sums = before_weights(rows, n, limbs, statistics, relative.device)
+    survivors.dense.zero_()
     _launch(
         relative,
         _functions().weights,
@@ -248,7 +232,7 @@ def weights(
         rows,
         n,
         limbs,
-        survivors.addresses(),
+        tuple(map(address, survivors)),
         (*map(address, sums), 0, 0, 0, 0)[:STATISTICS_SUMS],
     )
     return Weights(survivors, *sums)
@@ -262,16 +246,17 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
         values: int8 [R, n, d]
         columns: `transpose(values)`, where it is at hand
     """
-    survivors: _Survivors = weights.weight
+    survivors: Survivors = weights.weight
     ref_limbs, _, dim = values.shape
     rows, limbs, _ = survivors.digits.shape
     num = torch.empty((rows, ref_limbs, dim), dtype=torch.int64, device=values.device)
     if columns is None:
         columns = transpose(values)
     values, pitch = pitched(values)
-    of_lists = survivors.addresses(), rows, _matrix(values, pitch)
+    addresses = tuple(map(address, survivors))
+    of_lists = addresses, rows, _matrix(values, pitch)
     _launch(values, _functions().gather, *of_lists, address(num))
-    dense = survivors.addresses(), rows, limbs, _matrix(columns, dim)
+    dense = addresses, rows, limbs, _matrix(columns, dim)
     taken = _functions().hopper_takes_dense(*dense)
     hopper = on_hopper("multiply_dense", values.device, taken)
     _launch(values, _functions().multiply_dense, hopper, *dense, address(num))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,43 @@ STATISTICS_SUMS = 5  # total, square, bits, lost and what argmax comes from
 MAX_ROWS = 1024
 BLOCK_BYTES = 2 << 30  # a GPU is best filled by the whole batch
 ROUNDED_UP = 32 * 512  # bytes torch's allocator may add to all tensors of the stages
+
+
+class Survivors(NamedTuple):
+    """What stage 3 leaves on the device for stage 4: short rows as lists, dense ones as digits.
+
+    The kernels that write it say what a dense row has as its count, and where its digits are.
+    """
+
+    counts: Tensor  # [B] int32
+    indices: Tensor  # [B, SPARSE_SURVIVORS] int32
+    weights: Tensor  # [B, SPARSE_SURVIVORS] int32
+    digits: Tensor  # [B, L, n padded to 128] int8
+    dense: Tensor  # [1] int32: rows with more survivors
+    dense_rows: Tensor  # [B] int32, of which the first `dense`
+
+
+def before_weights(
+    rows: int, n: int, limbs: int, statistics: bool, device: torch.device
+) -> tuple[Survivors, Tensor]:
+    """What stage 3 writes, nothing of it cleared.
+
+    Returns:
+        survivors, and sums int64 [S, B]: the total or, with statistics, STATISTICS_SUMS of them
+    """
+
+    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    survivors = Survivors(
+        empty(rows),
+        empty(rows, SPARSE_SURVIVORS),
+        empty(rows, SPARSE_SURVIVORS),
+        empty(rows, limbs, padded(n), dtype=torch.int8),
+        empty(1),
+        empty(rows),
+    )
+    return survivors, empty(STATISTICS_SUMS if statistics else 1, rows, dtype=torch.int64)
 
 
 def workspace(rows: int, n: int, dim: int, ref_limbs: int, limbs: int) -> int:

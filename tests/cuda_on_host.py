@@ -143,7 +143,7 @@ def test_which_way_a_row_goes():
         assert_same_bits(stable_target(x, refs, sigma, backend="cuda"), expected)
     ((found, whole),) = seen
     survivors = (whole.weight > 0).sum(1)
-    dense = survivors > mine.SPARSE_SURVIVORS
+    dense = survivors > gpu_layout.SPARSE_SURVIVORS
     assert 0 < dense.sum() < 20
     assert torch.equal(found.weight.counts >= 0, ~dense)
     assert torch.equal(found.weight.counts[~dense].long(), survivors[~dense])

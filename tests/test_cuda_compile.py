@@ -95,6 +95,24 @@ def test_the_portable_products_multiply_int8_matrices(architecture):
         assert {"LDSM", "LDGSTS", "BAR"} <= set(loop)
 
 
+def accumulators(matrix: list[str]) -> set[int]:
+    """The registers that matrix instructions add to."""
+    found = set()
+    for instruction in matrix:
+        columns, first = re.search(r"IGMMA\.64x(\d+)x32\S* R(\d+),", instruction).groups()
+        found |= set(range(int(first), int(first) + int(columns) // 2))  # 64 rows, 128 threads
+    return found
+
+
+def touched_before_wait(loop: list[str]) -> set[int]:
+    """The registers of other instructions between the first matrix product and the wait for it."""
+    first = next(i for i, c in enumerate(loop) if "IGMMA" in c)
+    turned = loop[first:] + loop[:first]
+    wait = next(i for i, c in enumerate(turned) if "WARPGROUP.DEPBAR" in c)
+    others = [c for c in turned[:wait] if "IGMMA" not in c]
+    return {int(register) for c in others for register in re.findall(r"\bR(\d+)\b", c)}
+
+
 @on_hopper
 def test_hopper_kernels():
     """Four matrix instructions and one wait a stage: products that run on while others load.
@@ -118,3 +136,4 @@ def test_hopper_kernels():
         assert names.count("WARPGROUP.DEPBAR.LE") == names.count("WARPGROUP.ARRIVE") == 1
         assert not {"MEMBAR", "CCTL", "LDG", "STG"} & {name.partition(".")[0] for name in names}
         assert len(loop) < 100
+        assert not accumulators(matrix) & touched_before_wait(loop)

@@ -19,7 +19,8 @@ from triton.runtime.jit import JITFunction
 
 from stf_kernels import References, stable_target, stable_target_with_stats, triton_backend
 from stf_kernels import arithmetic as ar
-from stf_kernels.triton_backend import PART_TERMS, SPARSE_SURVIVORS, kernels, table
+from stf_kernels.gpu_layout import SPARSE_SURVIVORS
+from stf_kernels.triton_backend import PART_TERMS, kernels, table
 from stf_kernels.triton_backend.offline import ARCHITECTURES, Code, compile_kernel
 
 BIG = {80: "IMMA", 90: "IGMMA", 100: "UTCIMMA" if kernels.VERSION >= (3, 9) else "IMMA"}

@@ -100,7 +100,7 @@ def test_a_row_may_gather_or_multiply(monkeypatch, capacity):
         seen.append((weights(*args), spec.weights(*args)))
         return seen[0][0]
 
-    monkeypatch.setattr(mine, "SPARSE_SURVIVORS", capacity)
+    monkeypatch.setattr(gpu_layout, "SPARSE_SURVIVORS", capacity)
     monkeypatch.setattr(mine, "weights", watched)
     assert_same_bits(stable_target(x, refs, sigma, backend="triton"), expected)
     ((found, whole),) = seen

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from functools import cache
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ from torch import Tensor
 from .. import arithmetic as ar
 from .. import gpu_layout
 from ..gpu_layout import (
-    SPARSE_SURVIVORS,
-    STATISTICS_SUMS,
+    Survivors,
+    before_weights,
     ceil_div,
     current,
     dotted,
@@ -37,17 +36,6 @@ workspace = gpu_layout.workspace
 
 PART_TERMS = 512  # stage 4 cuts n into parts no shorter
 EXACT = {"enable_fp_fusion": False}  # every launch: products and sums round apart
-
-
-class _Survivors(NamedTuple):
-    """What stage 3 leaves on the device for stage 4 (kernels' docstrings)."""
-
-    counts: Tensor  # [B] int32
-    indices: Tensor  # [B, SPARSE_SURVIVORS] int32
-    weights: Tensor  # [B, SPARSE_SURVIVORS] int32
-    digits: Tensor  # [B, L, n padded to 128] int8
-    dense: Tensor  # [1] int32: rows with more survivors
-    dense_rows: Tensor  # [B] int32, of which the first `dense`
 
 
 @cache
@@ -190,18 +178,7 @@ def weights(
     rows, n = relative.shape
     limbs = ar.LIMBS[precision]
 
-    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=relative.device)
-
-    survivors = _Survivors(
-        empty(rows),
-        empty(rows, SPARSE_SURVIVORS),
-        empty(rows, SPARSE_SURVIVORS),
-        empty(rows, limbs, padded(n), dtype=torch.int8),
-        empty(1),
-        empty(rows),
-    )
-    sums = empty(STATISTICS_SUMS if statistics else 1, rows, dtype=torch.int64)
+    survivors, sums = before_weights(rows, n, limbs, statistics, relative.device)
     width = _width(n, 1024)
     with current(relative):
         _kernels().clear[(ceil_div(rows, 128),)](
@@ -217,7 +194,7 @@ def weights(
             n,
             relative.stride(0),
             L=limbs,
-            CAPACITY=SPARSE_SURVIVORS,
+            CAPACITY=survivors.indices.shape[1],
             STATISTICS=statistics,
             BK=width,
             **EXACT,
@@ -237,7 +214,7 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
         values: int8 [R, n, d]
         columns: `transpose(values)`, where it is at hand
     """
-    survivors: _Survivors = weights.weight
+    survivors: Survivors = weights.weight
     ref_limbs, n, dim = values.shape
     rows, limbs, _ = survivors.digits.shape
     values, pitch = pitched(values)
@@ -259,7 +236,7 @@ def weighted_sum(weights: Weights, values: Tensor, columns: Tensor | None = None
             dim,
             pitch,
             R=ref_limbs,
-            CAPACITY=SPARSE_SURVIVORS,
+            CAPACITY=survivors.indices.shape[1],
             SLOTS=slots,
             PART=PART_TERMS,
             BM=tile.BM,
