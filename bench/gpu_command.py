@@ -21,16 +21,17 @@ from bench.parts import PYTHON, ROOT, Outcome, Part, read, report, run
 from bench.rows import Row, table
 
 BUILD = ("pip", "install", "--no-build-isolation", "--no-deps", "-e", ".")
+GPU_TESTS = ("tests/test_gpu.py", "tests/test_storage.py")
 SWEEP, ON_GPU = (PYTHON, "-m", "bench.sweeps"), ("{rows}", "--device", "cuda")
 PARTS = (
     Part("build", (PYTHON, "-m", *BUILD), 0.3),
     Part("environment", (PYTHON, "-m", "stf_kernels.env"), 0.1),
-    Part("bits", (PYTHON, "-m", "stf_kernels.golden"), 0.1),
+    Part("bits", (PYTHON, "-m", "stf_kernels.golden"), 0.2),
     Part("rates", (*SWEEP, "rates", *ON_GPU), 0.1),
     Part("cuda-products", (PYTHON, "-m", "bench.gpu_parts", "cuda-products", "{rows}"), 0.1),
     Part("targets", (PYTHON, "-m", "bench.gpu_parts", "targets", "{rows}"), 0.4),
     Part("training", (*SWEEP, "training", *ON_GPU), 0.25),
-    Part("tests", (PYTHON, "-m", "pytest", "-q"), 0.4),
+    Part("tests", (PYTHON, "-m", "pytest", "-q", "-k", "gpu", *GPU_TESTS), 0.4),
     Part("sanitizer", (PYTHON, "-m", "bench.sanitizer"), 0.3),
     Part("slow-peers", (PYTHON, "-m", "bench.gpu_parts", "slow-peers", "{rows}"), 0.2),
     *(
