@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 WARM_UP, ROUNDS = 0.2, (5, 200)  # seconds; how often, at least and at most
-CPU_ROUNDS = (5, 40)
+CPU_ROUNDS = (3, 40)
 FLUSH_BYTES = 1 << 28  # several times the second-level cache of any GPU so far
 
 

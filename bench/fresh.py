@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 # A server that has imported torch forks them: the import takes seconds, and there are dozens.
 CONTEXT = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
-CONTEXT.set_forkserver_preload(["bench.sweeps"])
+CONTEXT.set_forkserver_preload(["bench.memory"])
 
 
 def in_fresh_process(

@@ -28,8 +28,8 @@ PARTS = (
     *(
         Part(name, (*SWEEP, name, "{rows}"), share)
         for name, share in (
-            *(("training", 0.1), ("rates", 0.06), ("errors", 0.08), ("n", 0.28), ("B", 0.12)),
-            *(("d", 0.12), ("noise", 0.08), ("larger", 0.12), ("refs", 0.1), ("kernels", 0.06)),
+            *(("training", 0.1), ("rates", 0.06), ("errors", 0.08), ("n", 0.32), ("B", 0.12)),
+            *(("d", 0.12), ("noise", 0.08), ("larger", 0.15), ("refs", 0.1), ("kernels", 0.06)),
         )
     ),
 )

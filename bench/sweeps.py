@@ -26,7 +26,7 @@ from bench.problems import Problem, photographs, relative_error
 from bench.rows import Row
 from stf_kernels.cpu_products import has_int8_products, multiply
 
-SECONDS = 0.4  # of the timed rounds of a point
+SECONDS = 0.6  # of the timed rounds of a point
 SLOW = 2e3  # milliseconds of a call that is made only once
 LONGEST = {True: 60e3, False: 4e3}  # milliseconds that no call takes: ours, others
 LEAST_EXTRAPOLATED = 400  # times below this say little about the next point
@@ -129,10 +129,9 @@ def measure(
         store: a folder that may have the shapes' problems
     """
     ours = case.name in our_names(device)
-    shown = yardstick(device), streamed(device).name
     size = before = None
     for shape in shapes:
-        note = case.missing or _too_long(before, shape, LONGEST[case.name in shown])
+        note = case.missing or _too_long(before, shape, LONGEST[case.name == yardstick(device)])
         if note is None:
             try:
                 if shape.size != size:
