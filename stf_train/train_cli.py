@@ -253,7 +253,7 @@ def switch(name: str, help: str) -> Callable[[F], F]:
 def train(context: click.Context) -> None:
     """Train a diffusion model, by default on scikit-learn's digits: 1797 images of 8x8 pixels.
 
-    Without any option it trains with the stable target field for about a minute on two CPU cores.
+    Without any option it trains with the stable target field, 1 to 3 minutes on two CPU cores.
     Data of your own: --data PATH, with the preset images-edm unless another one is named.
     It leaves a run folder with the options, a checkpoint, the metrics of every step, and pictures
     of samples and of the loss.
