@@ -22,6 +22,7 @@ constexpr int kBlock = 128;         // references that share an anchor
 constexpr double kExp2Floor = -63;  // below this a weight is zero in every precision
 constexpr double kMagic = 0x1.8p52;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kLog2E = 0x1.71547652b82fep+0;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 STF_HD constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -117,7 +118,7 @@ STF_HD int fixed_point_exponent(double largest, int limbs) {
   return e < -1022 ? -1022 : e;
 }
 
-// Sums over a reference's values v = 2^16 high + low, of two limbs each.
+// Sums over the numbers q = 2^16 high + low of a row.
 struct HalfSums {
   int64_t low, low_low, high, high_low, high_high;
 
@@ -128,18 +129,30 @@ struct HalfSums {
     high_low += h * l;
     high_high += h * h;
   }
+
+  // The same with a low half that int16 holds.
+  STF_HD void add_balanced(int32_t l, int32_t h) {
+    const int16_t inner = static_cast<int16_t>(l);
+    add(inner, h + ((l - inner) >> 16));
+  }
+
+  STF_HD double square() const {  // sum q^2
+    const double upper = static_cast<double>(high_high) * 0x1p32;
+    return (upper + static_cast<double>(high_low) * 0x1p17) + static_cast<double>(low_low);
+  }
 };
 
-// sum v^2 + twice_offset sum v of a reference of `Limbs` limbs.
-template <int Limbs>
-STF_HD double norm(const HalfSums& sums, double twice_offset) {
-  double square = static_cast<double>(sums.low_low), sum = static_cast<double>(sums.low);
-  if (Limbs > 2) {
-    const double upper = static_cast<double>(sums.high_high) * 0x1p32;
-    square = (upper + static_cast<double>(sums.high_low) * 0x1p17) + square;
-    sum = static_cast<double>(sums.high) * 0x1p16 + sum;
-  }
-  return square + twice_offset * sum;
+// sum v^2 + twice_offset sum v of a reference.
+STF_HD double norm(const HalfSums& v, double twice_offset) {
+  const double sum = static_cast<double>(v.high) * 0x1p16 + static_cast<double>(v.low);
+  return v.square() + twice_offset * sum;
+}
+
+// sum (step q - offset)^2 of a sample of `dim` values.
+STF_HD double squared_distance(const HalfSums& q, double step, double offset, int64_t dim) {
+  const double linear = static_cast<double>(q.high * 65536 + q.low), mean = offset / step;
+  const double rest = static_cast<double>(dim) * (mean * mean);
+  return step * step * (q.square() - 2.0 * mean * linear + rest);
 }
 
 // What a reference of weight P = rint(p lim) and logit e adds to the statistics' sums.

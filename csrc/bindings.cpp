@@ -75,6 +75,13 @@ PYBIND11_MODULE(_C, m) {
     cpu.norms(at<const int8_t>(values), limbs, count, dim, twice_offset, at<double>(out), threads);
   });
 
+  m.def("coefficients", [](py::tuple fields, int64_t rows, py::tuple q, int threads) {
+    const auto of = stf::levels(fields);
+    const auto from = quantized(q);
+    py::gil_scoped_release unlocked;
+    cpu.coefficients(of, rows, from, threads);
+  });
+
   m.def("halve", [](py::tuple q, int64_t rows, Address halves, int threads) {
     const auto from = quantized(q);
     py::gil_scoped_release unlocked;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "coefficients.h"
 #include "logit_call.h"
 
 namespace stf {
@@ -20,6 +21,14 @@ T* at(Address address) {
 template <class T>
 T* at(py::handle address) {
   return at<T>(address.cast<Address>());
+}
+
+inline Levels levels(py::tuple fields) {
+  return {at<const double>(fields[0]), at<const double>(fields[1]),
+          at<const double>(fields[2]), static_cast<Kind>(fields[3].cast<int>()),
+          at<const double>(fields[4]), at<const double>(fields[5]),
+          at<const double>(fields[6]), at<const double>(fields[7]),
+          at<double>(fields[8]),       fields[9].cast<int>()};
 }
 
 inline LogitCall logit_call(py::tuple fields) {

@@ -4,8 +4,6 @@
 namespace stf {
 namespace {
 
-constexpr double kLog2E = 0x1.71547652b82fep+0;
-
 void seen(const int64_t* labels, int64_t rows, const int64_t* ref_labels, int64_t n, uint8_t* seen,
           int threads) {
   parallel_for(ceil_div(n, kBlock), threads, [=](int64_t b) {

@@ -60,27 +60,40 @@ void quantize(const void* x, bool wide, int64_t rows, int64_t dim, int limbs, in
 
 // ---- norms
 
-template <int R>
-double norm_of_row(const int8_t* digits, int64_t stride, int64_t dim, double twice_offset) {
+// The sums over a row of digits, `stride` bytes from limb to limb.
+template <int Limbs, bool Balanced>
+HalfSums sums_of_row(const int8_t* digits, int64_t stride, int64_t dim) {
   HalfSums sums{};
   for (int64_t j = 0; j < dim; ++j) {
     int32_t low = digits[j], high = 0;
-    if constexpr (R > 1) low += 256 * digits[stride + j];
-    if constexpr (R > 2) high += digits[2 * stride + j];
-    if constexpr (R > 3) high += 256 * digits[3 * stride + j];
-    sums.add(low, high);
+    if constexpr (Limbs > 1) low += 256 * digits[stride + j];
+    if constexpr (Limbs > 2) high += digits[2 * stride + j];
+    if constexpr (Limbs > 3) high += 256 * digits[3 * stride + j];
+    Balanced ? sums.add_balanced(low, high) : sums.add(low, high);
   }
-  return norm<R>(sums, twice_offset);
+  return sums;
 }
 
 void norms(const int8_t* values, int64_t limbs, int64_t count, int64_t dim, double twice_offset,
            double* out, int threads) {
-  const auto row = limbs == 1   ? norm_of_row<1>
-                   : limbs == 2 ? norm_of_row<2>
-                   : limbs == 3 ? norm_of_row<3>
-                                : norm_of_row<4>;
-  parallel_for(count, threads,
-               [=](int64_t k) { out[k] = row(values + k * dim, count * dim, dim, twice_offset); });
+  const auto sums = limbs == 1   ? sums_of_row<1, false>
+                    : limbs == 2 ? sums_of_row<2, false>
+                    : limbs == 3 ? sums_of_row<3, false>
+                                 : sums_of_row<4, false>;
+  parallel_for(count, threads, [=](int64_t k) {
+    out[k] = norm(sums(values + k * dim, count * dim, dim), twice_offset);
+  });
+}
+
+// ---- coefficients
+
+void coefficients(Levels of, int64_t rows, Quantized q, int threads) {
+  const auto sums = q.limbs == 3 ? sums_of_row<3, true> : sums_of_row<4, true>;
+  parallel_for(rows, has_distances(of) ? threads : 1, [=](int64_t i) {
+    const int8_t* digits = q.digits + i * q.limbs * q.dim;
+    const HalfSums found = has_distances(of) ? sums(digits, q.dim, q.dim) : HalfSums{};
+    write_coefficients(of, rows, i, found, q.dim);
+  });
 }
 
 // ---- weights
@@ -281,7 +294,7 @@ void finish(const int64_t* num, const int64_t* total, const double* affine, cons
 
 namespace STF_ISA {
 extern const CpuStages stages;
-const CpuStages stages = {STF_NAME(STF_ISA), quantize, norms,  halve,     multiply,
-                          &logit_stages,     weights,  gather, add_dense, finish};
+const CpuStages stages = {STF_NAME(STF_ISA), quantize, norms,  coefficients, halve, multiply,
+                          &logit_stages,     weights,  gather, add_dense,    finish};
 }  // namespace STF_ISA
 }  // namespace stf

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "coefficients.h"
 #include "logit_call.h"
 
 namespace stf {
@@ -106,6 +107,11 @@ struct CpuStages {
   // Math    N_k = sum_j v^2 + twice_offset sum_j v
   void (*norms)(const int8_t* values, int64_t limbs, int64_t count, int64_t dim,
                 double twice_offset, double* norms, int threads);
+
+  // Input   levels of the samples, and their digits
+  // Output  numbers of levels
+  // Math    slope A step, curvature C, c_D and c_x; distance S, offset G and exponent K
+  void (*coefficients)(Levels levels, int64_t rows, Quantized q, int threads);
 
   // Input   digits of [rows] samples or weights
   // Output  halves [rows, 2, d]: q = 2^16 high + low, low first

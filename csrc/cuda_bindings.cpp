@@ -39,6 +39,10 @@ void bind_cuda(py::module_& m) {
                    place(where));
   });
 
+  m.def("coefficients", [](py::tuple of, py::tuple q, int64_t dim, py::tuple where) {
+    cuda::coefficients(levels(of), digits(q), dim, place(where));
+  });
+
   m.def("weights", [](Address relative, Address anchors, Address peak, int64_t rows, int64_t n,
                       int limbs, py::tuple into, py::tuple totals, py::tuple where) {
     cuda::weights(at<const float>(relative), at<const double>(anchors), at<const double>(peak),

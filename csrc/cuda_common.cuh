@@ -74,6 +74,32 @@ STF_DEVICE void store_digits(int8_t* to, int64_t limb, int limbs, Vector<int32_t
   }
 }
 
+// The sums over a row of digits, `limb` bytes apart, by one warp.
+template <int Limbs, bool Balanced>
+STF_DEVICE HalfSums sums_of_row(const int8_t* row, int64_t limb, int64_t dim, bool aligned) {
+  constexpr int kEach = 16;  // values of a lane at a time
+  HalfSums sums{};
+  for (int64_t j = kEach * lane_id(); j < dim; j += kEach * kWarp) {
+    Vector<int8_t, kEach> digits[Limbs];
+#pragma unroll
+    for (int l = 0; l < Limbs; ++l) digits[l] = load<kEach>(row + l * limb + j, dim - j, aligned);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      int32_t low = digits[0].at[i], high = 0;
+      if constexpr (Limbs > 1) low += 256 * digits[1].at[i];
+      if constexpr (Limbs > 2) high += digits[2].at[i];
+      if constexpr (Limbs > 3) high += 256 * digits[3].at[i];
+      if constexpr (Balanced)
+        sums.add_balanced(low, high);
+      else
+        sums.add(low, high);
+    }
+  }
+  for (int64_t* sum : {&sums.low, &sums.low_low, &sums.high, &sums.high_low, &sums.high_high})
+    *sum = warp_reduce(*sum, Plus());
+  return sums;
+}
+
 // rint(x scale) for four values.
 template <class T>
 STF_DEVICE Vector<int32_t, 4> fixed_point(const Vector<T, 4>& x, double scale) {

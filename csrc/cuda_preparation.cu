@@ -69,25 +69,9 @@ __global__ void __launch_bounds__(kThreads)
     norms_of_rows(Matrix references, bool aligned, double twice_offset, double* norms) {
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp, dim = references.terms;
   if (row >= references.rows) return;
-  HalfSums sums{};
-  for (int64_t j = kChunk * lane_id(); j < dim; j += kChunk * kWarp) {
-    Vector<int8_t, kChunk> v[R];
-#pragma unroll
-    for (int r = 0; r < R; ++r)
-      v[r] = load<kChunk>(references.values + (r * references.pitch + row) * dim + j, dim - j,
-                          aligned);
-#pragma unroll
-    for (int i = 0; i < kChunk; ++i) {
-      int32_t low = v[0].at[i], high = 0;
-      if constexpr (R > 1) low += 256 * v[1].at[i];
-      if constexpr (R > 2) high += v[2].at[i];
-      if constexpr (R > 3) high += 256 * v[3].at[i];
-      sums.add(low, high);
-    }
-  }
-  for (int64_t* sum : {&sums.low, &sums.low_low, &sums.high, &sums.high_low, &sums.high_high})
-    *sum = warp_reduce(*sum, Plus());
-  if (lane_id() == 0) norms[row] = norm<R>(sums, twice_offset);
+  const HalfSums sums =
+      sums_of_row<R, false>(references.values + row * dim, references.pitch * dim, dim, aligned);
+  if (lane_id() == 0) norms[row] = norm(sums, twice_offset);
 }
 
 // Byte i of word k becomes byte k of word i.

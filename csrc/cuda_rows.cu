@@ -45,6 +45,24 @@ __global__ void __launch_bounds__(kRowThreads)
   if (threadIdx.x == 0) step[row] = finite ? power_of_two(exponent) : kNaN;
 }
 
+// What the rows are multiplied by in stages 2 and 5.
+// Input     levels; digits int8 [B, L, d padded to 128], zero in the padding
+// Output    numbers of levels
+// Math      csrc/coefficients.h
+// Presumes  nothing
+// Tiles     one row a warp; of its digits 16 a lane at a time
+template <int L>
+__global__ void __launch_bounds__(kThreads)
+    coefficients_of_rows(Levels levels, int64_t rows, const int8_t* digits, int64_t dim) {
+  const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
+  const int64_t width = padded(dim);
+  if (row >= rows) return;
+  HalfSums sums{};
+  if (has_distances(levels))
+    sums = sums_of_row<L, true>(digits + row * L * width, width, width, true);
+  if (lane_id() == 0) write_coefficients(levels, rows, row, sums, dim);
+}
+
 // Hands `use` each block of references of this warp, and how far its anchor is from the peak.
 template <class Use>
 STF_DEVICE void for_each_block(const double* anchors, int64_t blocks, double peak, const Use& use) {
@@ -301,6 +319,14 @@ void quantize(const void* x, bool wide, int64_t rows, int64_t dim, int limbs, in
     quantize_of(static_cast<const double*>(x), rows, dim, limbs, digits, step, place);
   else
     quantize_of(static_cast<const float*>(x), rows, dim, limbs, digits, step, place);
+}
+
+void coefficients(Levels levels, Digits q, int64_t dim, Place place) {
+  const Call call{"cuda coefficients", {{"samples", q.rows}, {"values", dim}, {"limbs", q.limbs}}};
+  const DeviceGuard guard(place.device, call);
+  launch(q.limbs == 3 ? coefficients_of_rows<3> : coefficients_of_rows<4>, call,
+         {ceil_div(q.rows, kThreads / kWarp), kThreads}, place.stream, levels, q.rows, q.digits,
+         dim);
 }
 
 void weights(const float* relative, const double* anchors, const double* peak, int64_t rows,

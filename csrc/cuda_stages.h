@@ -7,6 +7,7 @@
 #pragma once
 #include <cstdint>
 
+#include "coefficients.h"
 #include "logit_call.h"
 
 namespace stf::cuda {
@@ -56,6 +57,12 @@ struct Sums {  // integer sums of each row, MATH.md section 7; all but total nul
 // Math    q = rint(x / step), step the smallest power of two with max |q| <= limit(limbs)
 void quantize(const void* x, bool wide, int64_t rows, int64_t dim, int limbs, int8_t* digits,
               double* step, Place place);
+
+// The coefficients of stages 2 and 5.
+// Input   levels of the samples, and their digits
+// Output  numbers of levels
+// Math    slope A step, curvature C, c_D and c_x; distance S, offset G and exponent K
+void coefficients(Levels levels, Digits q, int64_t dim, Place place);
 
 // Stage 3.
 // Input   relative [rows, n padded to 128] and anchors [rows, ceil(n / 128)] as stage 2 leaves

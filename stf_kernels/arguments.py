@@ -125,7 +125,7 @@ def per_row(name: str, value: Tensor | float, x_t: Tensor) -> Tensor:
             f"{name} must be a number, [{rows}] or [{rows}, 1, ...] like x_t, "
             f"got {list(value.shape)}"
         )
-    return value.reshape(rows).clone()
+    return value.reshape(rows).contiguous()
 
 
 def checked_labels(labels: Tensor | None, refs: References, x_t: Tensor) -> Tensor | None:

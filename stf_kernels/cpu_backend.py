@@ -16,9 +16,9 @@ from . import cpu_logits, cpu_products
 from .cpu_logits import logits as logits
 from .cpu_products import PRODUCT_BYTES
 from .cpu_products import has_int8_products as has_int8_products
-from .extension import _C, absence
+from .extension import _C, absence, levels
 from .extension import extension as extension
-from .stages import Samples, Weights
+from .stages import Queries, Samples, Weights
 
 NAME = "cpu"
 
@@ -130,6 +130,17 @@ def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
         torch.get_num_threads(),
     )
     return digits, step
+
+
+def coefficients(
+    queries: Queries, q: Tensor, step: Tensor, affine: Tensor, distances: bool
+) -> Samples:
+    """What each row is multiplied by in stages 2 and 5."""
+    rows, limbs, dim = q.shape
+    numbers = Samples.numbers(queries, distances)
+    of = levels(queries, step, affine, numbers)
+    _C.coefficients(of, rows, (q.data_ptr(), dim, limbs), torch.get_num_threads())
+    return Samples.of(queries, q, numbers)
 
 
 def weights(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import arithmetic as ar
 from . import gpu_layout
-from .extension import absence, address, extension
+from .extension import absence, address, extension, levels
 from .gpu_layout import (
     STATISTICS_SUMS,
     Survivors,
@@ -27,7 +27,7 @@ from .gpu_layout import (
     padded,
     pitched,
 )
-from .stages import Prepared, Samples, Weights
+from .stages import Prepared, Queries, Samples, Weights
 
 NAME = "cuda"
 MAX_ROWS, BLOCK_BYTES = gpu_layout.MAX_ROWS, gpu_layout.BLOCK_BYTES
@@ -178,6 +178,18 @@ def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
     into = address(digits), address(step)
     _launch(x, _functions().quantize, address(x), wide, rows, dim, limbs, *into)
     return digits, step
+
+
+def coefficients(
+    queries: Queries, q: Tensor, step: Tensor, affine: Tensor, distances: bool
+) -> Samples:
+    """What each row is multiplied by in stages 2 and 5."""
+    rows, limbs, _ = q.shape
+    numbers = Samples.numbers(queries, distances)
+    of = levels(queries, step, affine, numbers)
+    digits = address(q), rows, limbs
+    _launch(q, _functions().coefficients, of, digits, queries.x.shape[1])
+    return Samples.of(queries, q, numbers)
 
 
 def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:

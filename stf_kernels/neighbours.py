@@ -13,9 +13,9 @@ from . import arithmetic as ar
 from .backends import resolve
 from .pipeline import ReferenceSet, plan
 from .references import References, readable
-from .stages import NOWHERE, Samples, Stages
+from .stages import NOWHERE, Queries, Samples, Stages
 from .target import WORKSPACE
-from .torch_backend import join_limbs, squared_distance
+from .torch_backend import join_limbs
 
 LIMBS = ar.LIMBS["exact"]
 BLOCKS_AT_ONCE = 1 << 10  # blocks of 128 references looked through
@@ -109,8 +109,10 @@ def _search(
     scale, offset = among.affine
     q, step = stages.quantize(x, LIMBS)
     one = torch.ones_like(step)
-    samples = Samples(x, q, 2 * step / scale, one, one, one, labels)
-    slack = _Slack(x, step, among)
+    queries = Queries(x, one, one, None, labels, "denoised", ())
+    samples = stages.coefficients(queries, q, step, among.affine, True)
+    samples = samples._replace(slope=2 * step / scale, curvature=one)
+    slack = _Slack(samples, step, among)
     peak = torch.full_like(step, -torch.inf)
     index = torch.full_like(step, NOWHERE, dtype=torch.int64)
     square = torch.full_like(step, torch.inf)
@@ -155,13 +157,15 @@ class _Slack:
     where u = ||x - y_l|| / a is no smaller than the distance of k; and u comes from l's logit.
     """
 
-    def __init__(self, x: Tensor, step: Tensor, among: ReferenceSet) -> None:
+    def __init__(self, samples: Samples, step: Tensor, among: ReferenceSet) -> None:
+        x, distance = samples.x, samples.distance
+        assert distance is not None
         scale, offset = among.affine
         limbs, width = among.values.limbs, x.shape[1] ** 0.5
         norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) + width * offset.abs()
         # No term of stage 2 exceeds the square, and |v| is below 256^R.
         self.rounding = limbs * ROUNDING * (norm / scale + width * ar.LIMB_RADIX**limbs) ** 2
-        self.base = squared_distance(x, offset.expand(len(x)).contiguous(), LIMBS) / scale**2
+        self.base = distance / scale**2
         self.step = width * step / scale
 
     def __call__(self, peak: Tensor) -> Tensor:

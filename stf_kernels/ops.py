@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from . import handles, pipeline
 from .backends import resolve
-from .parameterization import coefficients
 from .pipeline import ReferenceSet
 from .ranks import Alone, Group
 from .stages import Queries
 from .statistics import TargetStats
 from .storage import Resident
 
+T = TypeVar("T")
 
-@torch.library.custom_op("stf_kernels::prepare", mutates_args=())
+
+_LIBRARY = torch.library.Library("stf_kernels", "DEF")
+
+
+def _operator(function: Callable[..., T]) -> Callable[..., T]:
+    """PyTorch's operator of that function, as torch.library.custom_op makes it.
+
+    That one has checks around every call which take longer than a call's launches on a GPU.
+    """
+    name = function.__name__
+    schema = torch.library.infer_schema(function, mutates_args=())
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    return getattr(torch.ops.stf_kernels, name).default
+
+
+@_operator
 def prepare(data: Tensor, limbs: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Float references [n, d] in fixed point: int8 [limbs, n, d], norms [n], affine [2]."""
     values, norms, scale = resolve(backend, data.device).prepare(data.contiguous(), limbs)
     return values, norms, torch.stack([scale, torch.zeros_like(scale)])
 
 
-@prepare.register_fake
+@torch.library.register_fake("stf_kernels::prepare")
 def _(data: Tensor, limbs: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     n, d = data.shape
     return (
@@ -32,7 +51,7 @@ def _(data: Tensor, limbs: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.custom_op("stf_kernels::stable_target", mutates_args=())
+@_operator
 def stable_target(
     x: Tensor,
     sigma: Tensor,
@@ -64,8 +83,7 @@ def stable_target(
     if x.shape[0] == 0 and not group:
         return _outputs(x, with_stats)
     with Group(handles.GROUPS[group]) if group else Alone() as ranks:
-        c_D, c_x = coefficients(kind, sigma, alpha, parameters)
-        queries = Queries(x, sigma, alpha, D, labels, c_D, c_x)
+        queries = Queries(x, sigma, alpha, D, labels, kind, tuple(parameters))
         source = handles.STORED[stored] if values is None else Resident(values)
         refs = ReferenceSet(source, norms, affine, bias, ref_labels, columns, shard[0])
         stages = resolve(backend, x.device)
@@ -98,7 +116,7 @@ def _outputs(x: Tensor, with_stats: bool) -> list[Tensor]:
     return out
 
 
-@stable_target.register_fake
+@torch.library.register_fake("stf_kernels::stable_target")
 def _(
     x,
     sigma,

@@ -19,7 +19,6 @@ from .ranks import Ranks
 from .stages import NOWHERE, Prepared, Queries, Samples, Stages, Sums, Weights
 from .statistics import TargetStats, digits_of_norms, from_sums, largest_norm, norms_exponent
 from .storage import Resident, Values
-from .torch_backend import squared_distance
 
 DIGITS_BYTES = 64  # of a reference whose norm is split into digits
 FEW_ROWS = 32  # with fewer, reading a reference costs more than multiplying it
@@ -42,14 +41,16 @@ class ReferenceSet(NamedTuple):
     first: int = 0  # of a shard: where it begins in the whole set
 
     def chunks(self, size: int) -> Iterator[Prepared]:
-        """The references, `size` at a time, a multiple of 128."""
+        """The references, `size` at a time, a multiple of 128 unless that is all."""
+        if isinstance(self.values, Resident) and 0 < len(self.norms) <= size:
+            yield Prepared(self.values.load(), *self[1:6])
+            return
         start = 0
         for values in self.values.chunks(size):
             part = slice(start, start + values.shape[1])
             bias = None if self.bias is None else self.bias[part]
             labels = None if self.labels is None else self.labels[part]
-            columns = self.columns if values.shape[1] == len(self.norms) else None
-            yield Prepared(values, self.norms[part], self.affine, bias, labels, columns)
+            yield Prepared(values, self.norms[part], self.affine, bias, labels)
             start = part.stop
 
 
@@ -94,19 +95,24 @@ def run(
     gathered = []
     for start in range(0, rows, cut.rows):
         stop = min(start + cut.rows, rows)
-        samples = quantized(stages, queries, slice(start, stop), refs.affine, limbs)
+        samples = quantized(
+            stages, queries.rows(slice(start, stop)), refs.affine, limbs, statistics
+        )
         peak, kept = largest_logits(stages, samples, refs.chunks(cut.columns), cut.keep)
         peak = ranks.largest(peak)
         num, sums = add_up(stages, samples, refs, cut.columns, kept, peak, precision, exponent)
+        sums = sums._replace(distance=samples.distance)
         ranks.add([num, *sums.added()])
         if sums.argmax is not None:
             ranks.least(sums.argmax)
         first, last = max(start, mine.start), min(stop, mine.stop)
         if first < last:
-            own = slice(first - start, last - start)
+            if last - first < stop - start:
+                own = slice(first - start, last - start)
+                num, sums, samples = num[own], sums.rows(own), samples.rows(own)
             target = out[first - mine.start : last - mine.start]
-            stages.finish(num[own], sums.total[own], refs.affine, samples.rows(own), target)
-            gathered.append(sums.rows(own))
+            stages.finish(num, sums.total, refs.affine, samples, target)
+            gathered.append(sums)
     if exponent is None:
         return out, None
     sums = Sums.joined(gathered) if gathered else Sums.zero(queries.sigma[:0], True)
@@ -175,39 +181,37 @@ def plan(
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:
     """The largest count up to `limit` that fits, 0 for none; fewer than one that fits do too."""
-    low, high = 0, limit
+    if fits(limit):
+        return limit
+    low, high = 0, limit - 1
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
 
 
-def quantized(stages: Stages, queries: Queries, part: slice, affine: Tensor, limbs: int) -> Samples:
-    """Stage 1 for some of the samples, and the coefficients of their logits."""
-    x, sigma, alpha, D, labels, c_D, c_x = queries.rows(part)
-    scale, offset = affine
-    q, step = stages.quantize(x, limbs)
-    slope, curvature = ar.logit_coefficients(sigma, alpha, scale, D)
-    student = None
-    if D is not None:
-        distance = squared_distance(x, alpha * offset, limbs)
-        student = distance / (sigma * sigma * D), 0.5 * (x.shape[1] + D)
-    return Samples(x, q, slope * step, curvature, c_D, c_x, labels, student)
+def quantized(
+    stages: Stages, queries: Queries, affine: Tensor, limbs: int, distances: bool
+) -> Samples:
+    """Stage 1, and what each row is multiplied by in the others."""
+    q, step = stages.quantize(queries.x, limbs)
+    return stages.coefficients(queries, q, step, affine, distances)
 
 
 def largest_logits(
     stages: Stages, samples: Samples, chunks: Iterable[Prepared], keep: bool
 ) -> tuple[Tensor, deque[Logits]]:
     """The first sweep: each row's largest logit [B], -inf without references, and the logits."""
-    peak = torch.full_like(samples.slope, -torch.inf)
+    peak: Tensor | None = None
     kept: deque[Logits] = deque()
     for chunk in chunks:
         relative, anchors = stages.logits(samples, chunk, peak)
-        peak = torch.maximum(peak, anchors.amax(1))  # NaN passes through
+        largest = anchors.amax(1)
+        peak = largest if peak is None else torch.maximum(peak, largest)  # NaN passes through
         if keep:
             kept.append((relative, anchors))
         del relative, anchors  # before the next chunk's are made
-    return peak, kept
+    return torch.full_like(samples.slope, -torch.inf) if peak is None else peak, kept
 
 
 def add_up(

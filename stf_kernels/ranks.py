@@ -189,12 +189,11 @@ class Group:
         self._range = range(start, start + len(queries.x))
         self._largest_shard = max(note["count"] for note in notes)
 
-        numbers = [t for t in queries[1:] if t is not None]
+        x, *numbers = queries.tensors()
         bits = torch.stack([t.view(torch.int64) for t in numbers], 1)
-        x, bits = self._gathered([queries.x, bits], counts)
-        columns = iter(bits.t().contiguous())
-        fields = (None if t is None else next(columns).view(t.dtype) for t in queries[1:])
-        return Queries._make([x, *fields])
+        x, bits = self._gathered([x, bits], counts)
+        columns = zip(bits.t().contiguous(), numbers, strict=True)
+        return queries.with_tensors([x, *(column.view(t.dtype) for column, t in columns)])
 
     def rows(self, total: int) -> range:
         return self._range

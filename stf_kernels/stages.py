@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,11 +21,23 @@ class Queries(NamedTuple):
     alpha: Tensor  # [B] float64
     D: Tensor | None  # [B] float64, of Student-t noise
     labels: Tensor | None  # [B] int64; -1 sees every reference
-    c_D: Tensor  # [B] float64: target = c_D D + c_x x
-    c_x: Tensor  # [B] float64
+    kind: str  # of the target, a key of parameterization.KINDS
+    parameters: tuple[Tensor, ...]  # of that kind, [B] float64 each
 
     def rows(self, part: slice) -> Queries:
-        return Queries(*(None if t is None else t[part] for t in self))  # type: ignore[arg-type]
+        if part.start == 0 and part.stop >= len(self.x):
+            return self
+        return self.with_tensors(t[part] for t in self.tensors())
+
+    def tensors(self) -> list[Tensor]:
+        """x and the tensors [B], in the order of the fields."""
+        return [t for t in (*self[:5], *self.parameters) if t is not None]
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Queries:
+        """The same with others in the place of `tensors()`."""
+        rest = iter(tensors)
+        five = (None if t is None else next(rest) for t in self[:5])
+        return Queries(*five, self.kind, tuple(rest))  # type: ignore[arg-type]
 
 
 class Prepared(NamedTuple):
@@ -48,12 +61,28 @@ class Samples(NamedTuple):
     c_D: Tensor  # [B] float64: target = c_D D + c_x x
     c_x: Tensor  # [B] float64
     labels: Tensor | None  # [B] int64; -1 sees every reference
+    distance: Tensor | None = None  # [B] float64: S = ||x - alpha b||^2, where it is asked for
     student: tuple[Tensor, Tensor] | None = None  # [B] float64 each, for Student-t noise:
-    # ||x - alpha b||^2 / (sigma^2 D) and (d + D) / 2
+    # S / (sigma^2 D) and (d + D) / 2
 
     def rows(self, part: slice) -> Samples:
         """What stage 5 needs of some of the rows."""
         return self._replace(x=self.x[part], c_D=self.c_D[part], c_x=self.c_x[part])
+
+    @staticmethod
+    def numbers(queries: Queries, distances: bool) -> Tensor:
+        """Room for what kernels write of each row, float64 [4, 5 or 7, B], one row a field."""
+        count = 4 + distances if queries.D is None else 7
+        return torch.empty(
+            (count, len(queries.x)), dtype=torch.float64, device=queries.x.device
+        )
+
+    @staticmethod
+    def of(queries: Queries, q: Tensor, numbers: Tensor) -> Samples:
+        """Samples whose `numbers` are written."""
+        slope, curvature, c_D, c_x, *more = numbers.unbind()
+        distance, student = more[0] if more else None, (more[1], more[2]) if more[1:] else None
+        return Samples(queries.x, q, slope, curvature, c_D, c_x, queries.labels, distance, student)
 
 
 class Weights(NamedTuple):
@@ -80,6 +109,9 @@ class Stages(Protocol):
     def norms(self, values: Tensor, twice_offset: float) -> Tensor: ...
     def transpose(self, values: Tensor) -> Tensor | None: ...
     def quantize(self, x: Tensor, limbs: int) -> tuple[Tensor, Tensor]: ...
+    def coefficients(
+        self, queries: Queries, q: Tensor, step: Tensor, affine: Tensor, distances: bool
+    ) -> Samples: ...
     def logits(
         self, samples: Samples, refs: Prepared, floor: Tensor | None = None
     ) -> tuple[Tensor, Tensor]: ...
@@ -109,6 +141,7 @@ class Sums(NamedTuple):
     lost: Tensor | None = None
     norm: Tensor | None = None  # [B, 6]: sum_k P_ik times each digit of N_k
     argmax: Tensor | None = None  # index in the whole set, or NOWHERE
+    distance: Tensor | None = None  # [B] float64: ||x - alpha b||^2
 
     def added(self) -> list[Tensor]:
         """The fields that add up over parts of the references."""
@@ -133,7 +166,7 @@ class Sums(NamedTuple):
             return cls(peak, zero)
         square, bits, lost = zero.clone(), zero.clone(), zero.clone()
         norm = zero[:, None].repeat(1, ar.NORM_LIMBS)
-        return cls(peak, zero, square, bits, lost, norm, zero + NOWHERE)
+        return cls(peak, zero, square, bits, lost, norm, zero + NOWHERE, peak)
 
     @classmethod
     def joined(cls, parts: list[Sums]) -> Sums:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import arithmetic as ar
 from .stages import Queries, Sums
-from .torch_backend import squared_distance, to_double
+from .torch_backend import to_double
 
 
 class TargetStats(NamedTuple):
@@ -46,11 +46,10 @@ def from_sums(
     Args:
         exponent: the power of two of the norms' digits, as `norms_exponent` gives it
     """
-    limbs = ar.LIMBS[precision]
-    scale = float(ar.limit(limbs))
+    scale = float(ar.limit(ar.LIMBS[precision]))
     a, b = affine
     dim = queries.x.shape[1]
-    square, bits, lost_sum, norm_sum, argmax = (t for t in sums[2:] if t is not None)
+    square, bits, lost_sum, norm_sum, argmax, distance = (t for t in sums[2:] if t is not None)
     valid = sums.total > 0
     total = torch.where(valid, sums.total.double(), torch.nan)
 
@@ -58,7 +57,6 @@ def from_sums(
     lost = lost_sum.double() * 2.0**-ar.LOST_SHIFT
     lse = ar.LN2 * (sums.peak + torch.log2(kept + lost))
     if queries.D is None:  # the logits went without what is the same for all references
-        distance = squared_distance(queries.x, queries.alpha * b, limbs)
         lse = lse - distance / (2 * queries.sigma * queries.sigma)
     entropy = ar.LN2 * (torch.log2(kept) + bits.double() * 2.0**-ar.ENTROPY_SHIFT / total)
     ess = total * total / (square.double() * 2.0**ar.SQUARE_SHIFT)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from . import arithmetic as ar
-from .stages import Prepared, Samples, Weights
+from . import parameterization
+from .stages import Prepared, Queries, Samples, Weights
 
 NAME = "torch"
 PREPARE_ELEMENTS = 1 << 22  # references fixed at a time: int64 and float64 copies stay under 256 MB
-SQUARE_ELEMENTS = 1 << 16  # samples squared at a time: about 4 MB
 MAX_ROWS = 1 << 16
 BLOCK_BYTES = 256 << 20
 
@@ -128,6 +128,28 @@ def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
     return q, torch.where(finite, ar.power_of_two(exponent), torch.nan)
 
 
+def coefficients(
+    queries: Queries, q: Tensor, step: Tensor, affine: Tensor, distances: bool
+) -> Samples:
+    """What each row is multiplied by in stages 2 and 5.
+
+    Args:
+        q, step: as `quantize` returns them
+        affine: a, b of the references
+        distances: whether ||x - alpha b||^2 is asked for; Student-t noise always needs it
+    """
+    x, sigma, alpha, D, labels, kind, parameters = queries
+    scale, offset = affine
+    slope, curvature = ar.logit_coefficients(sigma, alpha, scale, D)
+    c_D, c_x = parameterization.coefficients(kind, sigma, alpha, parameters)
+    distance, student = None, None
+    if distances or D is not None:
+        distance = squared_distance(q, step, alpha * offset)
+    if D is not None:
+        student = distance / (sigma * sigma * D), 0.5 * (x.shape[1] + D)
+    return Samples(x, q, slope * step, curvature, c_D, c_x, labels, distance, student)
+
+
 def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)], in log2 units.
 
@@ -203,21 +225,14 @@ def finish(num: Tensor, total: Tensor, affine: Tensor, samples: Samples, out: Te
     out.copy_(target)
 
 
-def squared_distance(x: Tensor, offset: Tensor, limbs: int) -> Tensor:
+def squared_distance(q: Tensor, step: Tensor, offset: Tensor) -> Tensor:
     """sum_j (step_i q_ij - offset_i)^2 in float64 [B], from sums of integers, which have no order.
 
     Args:
-        x: samples [B, d]
+        q, step: as `quantize` returns them
         offset: float64 [B]
-        limbs: digits of q
     """
-    rows, dim = x.shape
-    out = torch.empty_like(offset)
-    size = max(1, SQUARE_ELEMENTS // dim)
-    for part in (slice(start, start + size) for start in range(0, rows, size)):
-        q, step = quantize(x[part], limbs)
-        square = sum_of_squares(*split_halves(q))
-        linear = q.sum(1).double()
-        mean = offset[part] / step
-        out[part] = step * step * (square - 2 * mean * linear + dim * (mean * mean))
-    return out
+    dim = q.shape[1]
+    square = sum_of_squares(*split_halves(q))
+    mean = offset / step
+    return step * step * (square - 2 * mean * q.sum(1).double() + dim * (mean * mean))

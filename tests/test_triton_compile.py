@@ -87,6 +87,7 @@ def test_multiply_dense(architecture, tile, L):
 
 ROW_KERNELS = {
     "quantize": {"L": 4, "BD": 1024},
+    "coefficients": {"KIND": "edm", "DISTANCES": True, "p_second": None, "L": 4, "BD": 1024},
     "clear": {"S": 5, "BB": 128},
     "weights": {"L": 4, "CAPACITY": SPARSE_SURVIVORS, "STATISTICS": True, "BK": 1024},
     "gather": {
@@ -116,7 +117,8 @@ def test_row_kernels(name, architecture):
     assert INEXACT.search(code.ptx) is None
     if name == "weights":
         assert set(ar.EXP2_COEFFICIENTS) <= doubles(code.ptx)
-    assert ("div.rn.f64" in code.ptx) == (name == "finish")
+    assert ("div.rn.f64" in code.ptx) == (name in ("coefficients", "finish"))
+    assert ("sqrt.rn.f64" in code.ptx) == (name == "coefficients")
 
 
 def doubles(ptx: str) -> set[float]:

@@ -26,7 +26,7 @@ from ..gpu_layout import (
     padded,
     pitched,
 )
-from ..stages import Prepared, Samples, Weights
+from ..stages import Prepared, Queries, Samples, Weights
 from . import tiles
 
 NAME = "triton"
@@ -119,6 +119,36 @@ def quantize(x: Tensor, limbs: int) -> tuple[Tensor, Tensor]:
     with current(x):
         _kernels().quantize[(rows,)](x, digits, step, dim, L=limbs, BD=_width(dim, 1024), **EXACT)
     return digits, step
+
+
+def coefficients(
+    queries: Queries, q: Tensor, step: Tensor, affine: Tensor, distances: bool
+) -> Samples:
+    """What each row is multiplied by in stages 2 and 5."""
+    rows, limbs, _ = q.shape
+    dim = queries.x.shape[1]
+    numbers = Samples.numbers(queries, distances)
+    first, second = (*queries.parameters, None, None)[:2]
+    with current(q):
+        _kernels().coefficients[(rows,)](
+            queries.sigma,
+            queries.alpha,
+            queries.D,
+            first,
+            second,
+            affine,
+            q,
+            step,
+            numbers,
+            rows,
+            dim,
+            KIND=queries.kind,
+            DISTANCES=len(numbers) > 4,
+            L=limbs,
+            BD=_width(dim, 1024),
+            **EXACT,
+        )
+    return Samples.of(queries, q, numbers)
 
 
 def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:

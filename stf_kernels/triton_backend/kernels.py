@@ -8,13 +8,14 @@ from triton.runtime.jit import JITFunction
 from . import products
 from .preparation import fix, magnitude, norms, transpose
 from .products import logits, multiply_dense
-from .rows import clear, finish, gather, quantize, weights
+from .rows import clear, coefficients, finish, gather, quantize, weights
 
 __all__ = [
     "INTERPRETED",
     "SAFE_TERMS",
     "VERSION",
     "clear",
+    "coefficients",
     "finish",
     "fix",
     "gather",

@@ -24,6 +24,8 @@ from .products import parts_of
 EXP2_FLOOR = tl.constexpr(-float(ar.EXP2_FLOOR))
 SQUARE_SCALE = tl.constexpr(2.0**-ar.SQUARE_SHIFT)
 ENTROPY_SCALE = tl.constexpr(2.0**ar.ENTROPY_SHIFT)
+LOG2E = tl.constexpr(ar.LOG2E)
+NEGATIVE = tl.constexpr(-1.0)  # Triton's minus subtracts from zero, which loses the sign of zero
 LOST_SCALE = tl.constexpr(2.0**ar.LOST_SHIFT)
 
 
@@ -54,6 +56,114 @@ def quantize(p_x, p_q, p_step, d, L: tl.constexpr, BD: tl.constexpr):
         q = rint_int(to_double(x) * power_of_two(-exponent)).to(tl.int32)
         store_digits(p_q + i_row * L * width + o_j, width, q, o_j < width, L)
     tl.store(p_step + i_row, tl.where(finite, power_of_two(exponent), float("nan")))
+
+
+@triton.jit(do_not_specialize=["B"])
+def coefficients(
+    p_sigma,
+    p_alpha,
+    p_D,
+    p_first,
+    p_second,
+    p_affine,
+    p_q,
+    p_step,
+    p_numbers,
+    B,
+    d,
+    KIND: tl.constexpr,
+    DISTANCES: tl.constexpr,
+    L: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """What the rows are multiplied by in stages 2 and 5.
+
+    Input     sigma, alpha float64 [B]; D of Student-t noise or None; first, second: the parameters
+              of the target's KIND or None; affine float64 [2]: a, b; q and step as `quantize`
+              leaves them
+    Output    numbers float64 [4, 5 or 7, B]: A step, C, c_D, c_x; with DISTANCES S; with D G and K
+    Math      the formulas of MATH.md, sections 1 and 4, in their order
+    Presumes  DISTANCES with D
+    Tiles     one row; of its digits BD at a time
+    """
+    i_row = tl.program_id(0).to(tl.int64)
+    sigma = tl.load(p_sigma + i_row)
+    alpha = tl.load(p_alpha + i_row)
+    step = tl.load(p_step + i_row)
+    variance = sigma * sigma
+    if KIND == "score":
+        c_D = alpha / variance
+        c_x = NEGATIVE / variance
+    elif KIND == "epsilon":
+        c_D = NEGATIVE * alpha / sigma
+        c_x = 1.0 / sigma
+    elif KIND == "v":
+        c_D = NEGATIVE * (alpha * alpha / sigma + sigma)
+        c_x = alpha / sigma
+    elif KIND == "velocity":
+        c_x = tl.load(p_second + i_row) / sigma
+        c_D = tl.load(p_first + i_row) - c_x * alpha
+    elif KIND == "edm":
+        data = tl.load(p_first + i_row)
+        total = variance + data * data
+        c_out = sigma * data / tl.sqrt(total)
+        c_D = 1.0 / c_out
+        c_x = NEGATIVE * (data * data / total) / c_out
+    else:
+        tl.static_assert(KIND == "denoised")
+        c_D = tl.full((), 1.0, tl.float64)
+        c_x = tl.full((), 0.0, tl.float64)
+    p_row = p_numbers + i_row
+    stride = tl.cast(B, tl.int64)
+    tl.store(p_row + 2 * stride, c_D)
+    tl.store(p_row + 3 * stride, c_x)
+
+    variance = tl.where(sigma > 0, variance, float("nan"))
+    slope = alpha * tl.load(p_affine)
+    if DISTANCES:
+        distance = squared_distance(
+            p_q + i_row * L * padded(d), step, alpha * tl.load(p_affine + 1), d, L, BD
+        )
+        tl.store(p_row + 4 * stride, distance)
+    if p_D is not None:
+        freedom = tl.load(p_D + i_row)
+        spread = variance * tl.where(freedom > 0, freedom, float("nan"))
+        tl.store(p_row, 2.0 * slope / spread * step)
+        tl.store(p_row + stride, slope * slope / spread)
+        tl.store(p_row + 5 * stride, distance / (variance * freedom))
+        tl.store(p_row + 6 * stride, 0.5 * (d + freedom))
+    else:
+        tl.store(p_row, LOG2E * slope / variance * step)
+        tl.store(p_row + stride, 0.5 * LOG2E * slope * slope / variance)
+
+
+@triton.jit
+def squared_distance(p_digits, step, offset, d, L: tl.constexpr, BD: tl.constexpr):
+    """sum_j (step q_j - offset)^2 of one row of digits, from sums of 16-bit halves, exact."""
+    width = padded(d)
+    low_low = tl.zeros((BD,), tl.int64)
+    high_low = tl.zeros((BD,), tl.int64)
+    high_high = tl.zeros((BD,), tl.int64)
+    linear = tl.zeros((BD,), tl.int64)
+    for j in range(0, width, BD):
+        o_j = j + tl.arange(0, BD)
+        q = tl.zeros((BD,), tl.int64)
+        for i in tl.static_range(L):
+            p_limb = p_digits + (L - 1 - i) * width + o_j
+            q = q * RADIX + tl.load(p_limb, mask=o_j < width, other=0)
+        low = ((q + 32768) & 65535) - 32768
+        high = (q - low) >> 16
+        low_low += low * low
+        high_low += high * low
+        high_high += high * high
+        linear += q
+    upper = tl.sum(high_high, 0).to(tl.float64) * 2.0**32
+    square = (upper + tl.sum(high_low, 0).to(tl.float64) * 2.0**17) + tl.sum(low_low, 0).to(
+        tl.float64
+    )
+    mean = offset / step
+    rest = d * (mean * mean)
+    return step * step * (square - 2.0 * mean * tl.sum(linear, 0).to(tl.float64) + rest)
 
 
 @triton.jit(do_not_specialize=["B"])
