@@ -65,7 +65,7 @@ STF_HD void write_coefficients(const Levels& of, int64_t rows, int64_t i, const 
     const double freedom = of.D[i], spread = variance * (freedom > 0 ? freedom : kNaN);
     out[0] = 2.0 * slope / spread * step;
     out[rows] = slope * slope / spread;
-    out[5 * rows] = distance / (variance * freedom);
+    out[5 * rows] = distance / spread;
     out[6 * rows] = 0.5 * (static_cast<double>(dim) + freedom);
   } else {
     out[0] = kLog2E * slope / variance * step;

@@ -118,6 +118,13 @@ def log2_1p(u: Tensor) -> Tensor:
     return k.double() + t * p
 
 
+def spread(sigma: Tensor, D: Tensor | None = None) -> Tensor:
+    """sigma^2, or sigma^2 D of Student-t noise; NaN where sigma (or D) is not positive."""
+    sigma = torch.where(sigma > 0, sigma, torch.nan)
+    variance = sigma * sigma
+    return variance if D is None else variance * torch.where(D > 0, D, torch.nan)
+
+
 def logit_coefficients(
     sigma: Tensor, alpha: Tensor, scale: Tensor, D: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -131,10 +138,8 @@ def logit_coefficients(
         scale: a, the references' step, float64 []
         D: of Student-t noise, float64 [B]; None for Gaussian noise
     """
-    sigma = torch.where(sigma > 0, sigma, torch.nan)
-    variance = sigma * sigma
+    width = spread(sigma, D)
     slope = alpha * scale
     if D is None:
-        return LOG2E * slope / variance, 0.5 * LOG2E * slope * slope / variance
-    spread = variance * torch.where(D > 0, D, torch.nan)
-    return 2.0 * slope / spread, slope * slope / spread
+        return LOG2E * slope / width, 0.5 * LOG2E * slope * slope / width
+    return 2.0 * slope / width, slope * slope / width

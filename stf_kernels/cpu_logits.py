@@ -91,7 +91,9 @@ class Call(NamedTuple):
         return address(self.samples.q), dim, limbs
 
 
-def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def logits(
+    samples: Samples, refs: Prepared, floor: Tensor | float | None = None
+) -> tuple[Tensor, Tensor]:
     """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)].
 
     Where an anchor is -inf, r is not initialised. With a `floor`, -inf if nothing is known, what
@@ -101,6 +103,8 @@ def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tup
     call = Call.of(samples, refs)
     runs = runs_of(samples.labels, len(samples.q), refs)
     if floor is not None and can_screen(refs, runs):
+        if not isinstance(floor, Tensor):
+            floor = torch.full_like(samples.slope, floor)
         runs = screen(call, runs, floor)
     for run in runs:
         multiply(call, run)

@@ -192,7 +192,9 @@ def coefficients(
     return Samples.of(queries, q, numbers)
 
 
-def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def logits(
+    samples: Samples, refs: Prepared, floor: Tensor | float | None = None
+) -> tuple[Tensor, Tensor]:
     """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)].
 
     No block is left out, whatever `floor`.

@@ -29,7 +29,9 @@ def _operator(function: Callable[..., T]) -> Callable[..., T]:
     """
     name = function.__name__
     schema = torch.library.infer_schema(function, mutates_args=())
-    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+    _LIBRARY.define(
+        name + schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+    )
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     return getattr(torch.ops.stf_kernels, name).default
 

@@ -205,7 +205,7 @@ def largest_logits(
     peak: Tensor | None = None
     kept: deque[Logits] = deque()
     for chunk in chunks:
-        relative, anchors = stages.logits(samples, chunk, peak)
+        relative, anchors = stages.logits(samples, chunk, -torch.inf if peak is None else peak)
         largest = anchors.amax(1)
         peak = largest if peak is None else torch.maximum(peak, largest)  # NaN passes through
         if keep:

@@ -73,9 +73,7 @@ class Samples(NamedTuple):
     def numbers(queries: Queries, distances: bool) -> Tensor:
         """Room for what kernels write of each row, float64 [4, 5 or 7, B], one row a field."""
         count = 4 + distances if queries.D is None else 7
-        return torch.empty(
-            (count, len(queries.x)), dtype=torch.float64, device=queries.x.device
-        )
+        return torch.empty((count, len(queries.x)), dtype=torch.float64, device=queries.x.device)
 
     @staticmethod
     def of(queries: Queries, q: Tensor, numbers: Tensor) -> Samples:
@@ -113,7 +111,7 @@ class Stages(Protocol):
         self, queries: Queries, q: Tensor, step: Tensor, affine: Tensor, distances: bool
     ) -> Samples: ...
     def logits(
-        self, samples: Samples, refs: Prepared, floor: Tensor | None = None
+        self, samples: Samples, refs: Prepared, floor: Tensor | float | None = None
     ) -> tuple[Tensor, Tensor]: ...
     def weights(
         self,

@@ -146,18 +146,20 @@ def coefficients(
     if distances or D is not None:
         distance = squared_distance(q, step, alpha * offset)
     if D is not None:
-        student = distance / (sigma * sigma * D), 0.5 * (x.shape[1] + D)
+        student = distance / ar.spread(sigma, D), 0.5 * (x.shape[1] + D)
     return Samples(x, q, slope * step, curvature, c_D, c_x, labels, distance, student)
 
 
-def logits(samples: Samples, refs: Prepared, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def logits(
+    samples: Samples, refs: Prepared, floor: Tensor | float | None = None
+) -> tuple[Tensor, Tensor]:
     """Stage 2: r float32 [B, n] relative to anchors m float64 [B, ceil(n / 128)], in log2 units.
 
     Args:
-        floor: a lower bound of the row's largest logit over all references, float64 [B], -inf if
-            nothing is known; None for all logits, exact. With it a backend may leave a block out,
-            as one of anchor -inf, if no logit in it comes within EXP2_FLOOR + 1 of `floor`. No bit
-            of a target depends on it.
+        floor: a lower bound of the row's largest logit over all references, float64 [B], or -inf
+            if nothing is known; None for all logits, exact. With it a backend may leave a block
+            out, as one of anchor -inf, if no logit in it comes within EXP2_FLOOR + 1 of `floor`.
+            No bit of a target depends on it.
     """
     dot = to_double(torch.stack([exact_product(samples.q, v.T) for v in refs.values], 1))
     logit = samples.slope[:, None] * dot - samples.curvature[:, None] * refs.norms

@@ -12,12 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_bits import assert_same_bits, problem
+from test_bits import assert_same_bits, assert_same_coefficients, problem
 
 from stf_kernels import (
     References,
     Velocity,
     golden,
+    parameterization,
     pipeline,
     stable_target,
     stable_target_with_stats,
@@ -74,6 +75,14 @@ def test_every_argument(target):
         labels=torch.randint(-1, 4, (24,))[::2],
         log_weight=torch.randn(300),
     )
+
+
+@pytest.mark.parametrize("distances", [False, True])
+@pytest.mark.parametrize("student", [False, True])
+@pytest.mark.parametrize("kind", parameterization.KINDS)
+def test_coefficients(kind, student, distances):
+    stages = BACKENDS[BACKEND]
+    assert_same_coefficients(stages, kind, torch.float32, student, distances)
 
 
 @pytest.mark.parametrize("D", [0.5, 1e9, torch.linspace(0.1, 60, 9)], ids=["few", "many", "by row"])

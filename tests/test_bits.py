@@ -16,10 +16,13 @@ from stf_kernels import (
     Velocity,
     cpu_products,
     golden,
+    parameterization,
     stable_target,
     stable_target_with_stats,
+    torch_backend,
 )
 from stf_kernels import cpu_backend as cpu
+from stf_kernels.stages import Queries, Stages
 
 needs_extension = pytest.mark.skipif(
     cpu.extension() is None, reason="the extension stf_kernels._C is not built"
@@ -44,6 +47,41 @@ def assert_same_bits(a: torch.Tensor, b: torch.Tensor) -> None:
     assert torch.equal(a.isnan(), b.isnan())
     assert torch.equal(a.nan_to_num(), b.nan_to_num())
     assert torch.equal(torch.signbit(a.nan_to_num()), torch.signbit(b.nan_to_num()))
+
+
+LEVELS = [0.5, 80.0, 2e-3, 1e-200, 1e200, 0.0, -1.0, math.inf, math.nan, 3.0, 0.25, 1.0]
+ALPHAS = [1.0, 0.0, -0.0, -2.0, 1e-300, 0.5, 0.5, 0.5, 0.5, math.nan, math.inf, 0.3]
+
+
+def assert_same_coefficients(
+    stages: Stages, kind: str, dtype: torch.dtype, student: bool, distances: bool
+) -> None:
+    """A backend's coefficients are the specification's, over all that sigma, alpha and D may be."""
+    torch.manual_seed(5)
+    rows, limbs = len(LEVELS), 3 if distances else 4
+    x = (torch.randn(rows, 301, dtype=torch.float64) * torch.logspace(-9, 9, rows)[:, None]).to(
+        dtype
+    )
+    x[10, 7] = math.nan
+    x[11] = 0
+    sigma, alpha = (torch.tensor(v, dtype=torch.float64) for v in (LEVELS, ALPHAS))
+    freedom = torch.tensor([128.0, 0.5, 1e9, 0.0, -3.0, math.nan], dtype=torch.float64).repeat(2)
+    given = torch.randn(2, rows, dtype=torch.float64).abs()
+    parameters = tuple(given[: {"velocity": 2, "edm": 1}.get(kind, 0)])
+    queries = Queries(x, sigma, alpha, freedom if student else None, None, kind, parameters)
+    affine = torch.tensor([1 / 127.5, 0.7], dtype=torch.float64)
+    expected, found = (
+        s.coefficients(queries, *s.quantize(x, limbs), affine, distances)
+        for s in (torch_backend, stages)
+    )
+    assert (found.distance is None) == (not student and not distances)
+    assert (found.student is None) == (not student)
+    for name in ("slope", "curvature", "c_D", "c_x", "distance"):
+        a, b = getattr(found, name), getattr(expected, name)
+        if a is not None:
+            assert_same_bits(a, b)
+    for a, b in zip(found.student or (), expected.student or (), strict=True):
+        assert_same_bits(a, b)
 
 
 def assert_backends_agree(*args: object, **options: object) -> None:
@@ -111,6 +149,21 @@ def test_cpu_equals_specification_with_every_argument(target):
         labels=torch.randint(-1, 4, (40,)),
         log_weight=torch.randn(600),
     )
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", cpu.extension().isas())
+@pytest.mark.parametrize("distances", [False, True])
+@pytest.mark.parametrize("student", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", parameterization.KINDS)
+def test_coefficients(kind, dtype, student, distances, isa):
+    extension, fastest = cpu.extension(), cpu.extension().isa()
+    try:
+        extension.use_isa(isa)
+        assert_same_coefficients(cpu, kind, dtype, student, distances)
+    finally:
+        extension.use_isa(fastest)
 
 
 @needs_extension

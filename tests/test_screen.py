@@ -21,7 +21,7 @@ from stf_kernels import (
     torch_backend,
 )
 from stf_kernels.pipeline import Plan
-from stf_kernels.stages import Prepared, Samples
+from stf_kernels.stages import Prepared, Queries, Samples
 
 needs_extension = pytest.mark.skipif(
     cpu_backend.extension() is None, reason="the extension stf_kernels._C is not built"
@@ -62,17 +62,11 @@ def problem(
     refs = Prepared(values, norms, affine, of_refs.get("bias"), of_refs.get("ref_labels"))
     alphas = torch.full_like(sigma, alpha)
     degrees = None if D is None else torch.full_like(sigma, D)
-    slope, curvature = arithmetic.logit_coefficients(sigma, alphas, affine[0], degrees)
-    limbs = arithmetic.LIMBS[precision]
-    student = None
-    if degrees is not None:
-        square = torch_backend.squared_distance(x, alphas * affine[1], limbs)
-        student = square / (sigma * sigma * degrees), 0.5 * (x.shape[1] + degrees)
+    queries = Queries(x, sigma, alphas, degrees, labels, "denoised", ())
     both = []
     for stages in (torch_backend, cpu_backend):
-        q, unit = stages.quantize(x, limbs)
-        coefficients = slope * unit, curvature, sigma, sigma
-        both.append(Samples(x, q, *coefficients, labels, student))
+        q, unit = stages.quantize(x, arithmetic.LIMBS[precision])
+        both.append(stages.coefficients(queries, q, unit, affine, False))
     return Problem(*both, refs)
 
 
@@ -521,7 +515,7 @@ def test_student_t_logits_are_the_specifications_in_every_instruction_set(isa, u
     u = torch.cat([u, u.nextafter(torch.tensor(torch.inf, dtype=torch.float64))])
     zero, ones = torch.zeros_like(u), torch.ones_like(u)
     samples = Samples(
-        u[:, None], torch.zeros(len(u), 2).long(), zero, zero, zero, zero, None, (u, 3 * ones)
+        u[:, None], torch.zeros(len(u), 2).long(), zero, zero, zero, zero, None, None, (u, 3 * ones)
     )
     affine = torch.tensor([1.0, 0.0], dtype=torch.float64)
     refs = Prepared(torch.zeros(1, 3, 2, dtype=torch.int8), ones[:3], affine, None, None)

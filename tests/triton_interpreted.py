@@ -192,7 +192,8 @@ def stage_2(
     q, step = stages.quantize(x, limbs)
     scale = refs.affine[0]
     half = (0.5 * scale * scale).repeat(len(x))
-    return stages.logits(Samples(x, q, step * scale, half, step, step, labels, student), refs)
+    samples = Samples(x, q, step * scale, half, step, step, labels, student=student)
+    return stages.logits(samples, refs)
 
 
 @triton.jit

@@ -25,6 +25,7 @@ EXP2_FLOOR = tl.constexpr(-float(ar.EXP2_FLOOR))
 SQUARE_SCALE = tl.constexpr(2.0**-ar.SQUARE_SHIFT)
 ENTROPY_SCALE = tl.constexpr(2.0**ar.ENTROPY_SHIFT)
 LOG2E = tl.constexpr(ar.LOG2E)
+HALF_LOG2E = tl.constexpr(0.5 * ar.LOG2E)
 NEGATIVE = tl.constexpr(-1.0)  # Triton's minus subtracts from zero, which loses the sign of zero
 LOST_SCALE = tl.constexpr(2.0**ar.LOST_SHIFT)
 
@@ -93,12 +94,12 @@ def coefficients(
     variance = sigma * sigma
     if KIND == "score":
         c_D = alpha / variance
-        c_x = NEGATIVE / variance
+        c_x = -1.0 / variance
     elif KIND == "epsilon":
-        c_D = NEGATIVE * alpha / sigma
+        c_D = alpha * NEGATIVE / sigma
         c_x = 1.0 / sigma
     elif KIND == "v":
-        c_D = NEGATIVE * (alpha * alpha / sigma + sigma)
+        c_D = (alpha * alpha / sigma + sigma) * NEGATIVE
         c_x = alpha / sigma
     elif KIND == "velocity":
         c_x = tl.load(p_second + i_row) / sigma
@@ -108,7 +109,7 @@ def coefficients(
         total = variance + data * data
         c_out = sigma * data / tl.sqrt(total)
         c_D = 1.0 / c_out
-        c_x = NEGATIVE * (data * data / total) / c_out
+        c_x = data * data / total * NEGATIVE / c_out
     else:
         tl.static_assert(KIND == "denoised")
         c_D = tl.full((), 1.0, tl.float64)
@@ -130,11 +131,11 @@ def coefficients(
         spread = variance * tl.where(freedom > 0, freedom, float("nan"))
         tl.store(p_row, 2.0 * slope / spread * step)
         tl.store(p_row + stride, slope * slope / spread)
-        tl.store(p_row + 5 * stride, distance / (variance * freedom))
+        tl.store(p_row + 5 * stride, distance / spread)
         tl.store(p_row + 6 * stride, 0.5 * (d + freedom))
     else:
-        tl.store(p_row, LOG2E * slope / variance * step)
-        tl.store(p_row + stride, 0.5 * LOG2E * slope * slope / variance)
+        tl.store(p_row, slope * LOG2E / variance * step)
+        tl.store(p_row + stride, slope * HALF_LOG2E * slope / variance)
 
 
 @triton.jit
