@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,29 @@ def test_stable_vm_gives_uniform_weights_where_its_clamp_meets_the_source():
     score = peers.stable_vm(x, peers.prepare(y), torch.tensor([0.1]))
     uniform = (y.mean(0, keepdim=True) - x) / 0.1**2
     assert relative_error(score, uniform.double()).item() < 2**-20
+
+
+def test_a_replayed_case_calls_once_to_compile_and_once_to_be_recorded(monkeypatch):
+    done = []
+
+    class Graph:
+        def replay(self) -> None:
+            done.append("replayed")
+
+    @contextmanager
+    def recording(graph: Graph) -> Iterator[None]:
+        done.append("recording")
+        yield
+        done.append("recorded")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    case = cases.Case("STF", "mine", lambda problem: lambda: done.append("called") or problem)
+    graph = cases.replayed(case)
+    assert graph.name == "STF mine, graph"
+    given = object()
+    assert graph.build(given)() is given
+    assert done == ["called", "recording", "called", "recorded", "replayed"]
 
 
 def test_kernels_that_refuse_are_named_in_torchs_words():
