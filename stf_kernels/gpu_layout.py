@@ -57,7 +57,7 @@ def before_weights(
 
 def workspace(rows: int, n: int, dim: int, ref_limbs: int, limbs: int) -> int:
     """Bytes the stages allocate at most for `rows` samples with `n` references."""
-    quantized = limbs * padded(dim) + 8
+    quantized = limbs * padded(dim) + 64  # step and what each row is multiplied by
     logit = 4 * padded(n) + 8 * ceil_div(n, ar.BLOCK)
     weight = limbs * padded(n) + 8 * SPARSE_SURVIVORS + 8 * STATISTICS_SUMS + 8 + 32  # argmax
     num = 8 * (ref_limbs * dim + ar.NORM_LIMBS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -111,6 +111,8 @@ def parse(target: Parameterization) -> tuple[str, tuple[float | Tensor, ...]]:
     raise ValueError(f"target must be one of {names}, a Velocity or an EDM, got {got}")
 
 
-def coefficients(kind: str, sigma: Tensor, alpha: Tensor, parameters: list[Tensor]) -> Coefficients:
+def coefficients(
+    kind: str, sigma: Tensor, alpha: Tensor, parameters: Iterable[Tensor]
+) -> Coefficients:
     """c_D and c_x of each row for a kind named by `parse`; all tensors float64 [B]."""
     return KINDS[kind](sigma, alpha, *parameters)

@@ -36,8 +36,8 @@ class Queries(NamedTuple):
     def with_tensors(self, tensors: Iterable[Tensor]) -> Queries:
         """The same with others in the place of `tensors()`."""
         rest = iter(tensors)
-        five = (None if t is None else next(rest) for t in self[:5])
-        return Queries(*five, self.kind, tuple(rest))  # type: ignore[arg-type]
+        five = [None if t is None else next(rest) for t in self[:5]]
+        return Queries._make([*five, self.kind, tuple(rest)])
 
 
 class Prepared(NamedTuple):

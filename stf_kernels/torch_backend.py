@@ -142,12 +142,14 @@ def coefficients(
     scale, offset = affine
     slope, curvature = ar.logit_coefficients(sigma, alpha, scale, D)
     c_D, c_x = parameterization.coefficients(kind, sigma, alpha, parameters)
-    distance, student = None, None
-    if distances or D is not None:
-        distance = squared_distance(q, step, alpha * offset)
-    if D is not None:
-        student = distance / ar.spread(sigma, D), 0.5 * (x.shape[1] + D)
-    return Samples(x, q, slope * step, curvature, c_D, c_x, labels, distance, student)
+    samples = Samples(x, q, slope * step, curvature, c_D, c_x, labels)
+    if D is None and not distances:
+        return samples
+    distance = squared_distance(q, step, alpha * offset)
+    if D is None:
+        return samples._replace(distance=distance)
+    student = distance / ar.spread(sigma, D), 0.5 * (x.shape[1] + D)
+    return samples._replace(distance=distance, student=student)
 
 
 def logits(

@@ -9,18 +9,22 @@ from __future__ import annotations
 import importlib
 import mmap
 import zlib
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from test_bits import assert_same_bits, problem
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from stf_kernels import References, gpu_layout, stable_target
+from stf_kernels import References, gpu_layout, pipeline, stable_target
 from stf_kernels import cuda_backend as mine
 from stf_kernels import torch_backend as spec
 from stf_kernels.gpu_layout import padded
 from stf_kernels.stages import Prepared, Samples, Weights
+
+NO_KERNELS = ("aten::empty.memory_format", "aten::empty_like", "stf_kernels::stable_target")
 
 host: Any = importlib.import_module("_cuda_on_host")
 
@@ -150,6 +154,53 @@ def test_which_way_a_row_goes():
     slots = -1 - found.weight.counts[dense].long()
     assert torch.equal(slots.sort().values, torch.arange(int(dense.sum())))
     assert torch.equal(found.weight.dense_rows[slots].long(), dense.nonzero()[:, 0])
+
+
+def test_a_call_is_few_launches(monkeypatch):
+    class Kernels:
+        def __getattr__(self, name: str) -> Callable[..., object]:
+            def watched(*args: object) -> object:
+                if not name.startswith("hopper_"):  # a question
+                    launched.append(name)
+                return getattr(host, name)(*args)
+
+            return watched
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if not function.is_view and function.name() not in NO_KERNELS:
+                launched.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    torch.manual_seed(0)
+    x, u, sigma = problem((5, 300, 48), torch.float32)
+    sigma = sigma.float()
+    refs = References(u, value_range=(-1, 1))
+    stable_target(x, refs, sigma, backend="cuda")  # makes the copy that is kept
+    launched: list[str] = []
+    monkeypatch.setattr(mine, "_functions", Kernels)
+    run = pipeline.run
+
+    def watched_run(*args: object) -> object:  # a mode does not see into an operator
+        with Operators():
+            return run(*args)
+
+    monkeypatch.setattr(pipeline, "run", watched_run)
+    with Operators():
+        stable_target(x, refs, sigma, backend="cuda")
+    assert launched == [
+        "aten::_to_copy",  # sigma
+        "aten::full",  # alpha
+        "quantize",
+        "coefficients",
+        "logits",
+        "aten::amax",
+        "aten::zero_",
+        "weights",
+        "gather",
+        "multiply_dense",
+        "finish",
+    ]
 
 
 def test_launches_go_to_the_device_and_stream_of_the_tensors(monkeypatch):

@@ -13,7 +13,7 @@ from host_cuda import build
 
 pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 FILES = ["tests/cuda_on_host.py", "tests/cuda_rows_on_host.py", "tests/kernel_pipeline.py"]
-PASSED = 463
+PASSED = 464
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
