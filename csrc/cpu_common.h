@@ -20,6 +20,20 @@ STF_HD int64_t join(const Sum* sums, int64_t columns, int64_t c) {
   return out;
 }
 
+// static_cast<double>(x), which compilers vectorise only where there is an instruction for it: the
+// upper half in the mantissa of 2^84 + 2^63, the lower one in that of 2^52; one sum rounds.
+inline double to_double(int64_t x) {
+#if defined(__SSE2__) && !defined(__AVX512DQ__)
+  const uint64_t word = static_cast<uint64_t>(x);
+  const double high = bits<double>((word >> 32) ^ 0x4530000080000000) - 0x1.00000801p84;
+  return high + bits<double>((word & 0xffffffff) | 0x4330000000000000);
+#else
+  return static_cast<double>(x);
+#endif
+}
+
+inline double to_double(int32_t x) { return x; }
+
 constexpr int64_t kTerms = 384;  // of an int32 sum of products of halves and digits, 2^22 each
 constexpr int64_t kTile = 512;   // values worked on at a time, in the first-level cache
 

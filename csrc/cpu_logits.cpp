@@ -50,9 +50,9 @@ double largest(const double* values, double top) {
 // The anchor of a block of logits: NaN if any is, beyond `width` they do not count.
 double anchor_of(double* logit, int64_t width) {
   for (int64_t k = width; k < kBlock; ++k) logit[k] = -kInfinity;
-  bool ordered = true;
-  for (int k = 0; k < kBlock; ++k) ordered &= logit[k] == logit[k];
-  return ordered ? largest(logit, -kInfinity) : kNaN;
+  int64_t unordered = 0;  // as wide as the values, or it is not vectorised
+  for (int k = 0; k < kBlock; ++k) unordered |= logit[k] == logit[k] ? 0 : 1;
+  return unordered ? kNaN : largest(logit, -kInfinity);
 }
 
 // ---- all logits
@@ -82,7 +82,7 @@ struct Plain {
       const Sum* sums = static_cast<const Sum*>(dots.sums) + from * dots.columns + c;
       for (int64_t k = 0; k < width; ++k) exact[k] += join<Sum, Count>(sums, dots.columns, k);
     }
-    for (int64_t k = 0; k < width; ++k) to[k] = static_cast<double>(exact[k]);
+    for (int64_t k = 0; k < width; ++k) to[k] = to_double(exact[k]);
   }
 
   template <class Sum, int Count>
@@ -177,7 +177,7 @@ struct Bound {
   void apply(const Sum* tops, const double* norms, int64_t width, double* lower,
              double* upper) const {
     for (int64_t k = 0; k < width; ++k) {
-      const double dot = static_cast<double>(tops[k]),
+      const double dot = to_double(tops[k]),
                    distance = (norms[k] - twice_mu * dot) + square;
       const double middle = (slope * dot - curvature * norms[k]) + centre;
       const double around = reach * __builtin_sqrt(distance > 0 ? distance : 0) + slack;
