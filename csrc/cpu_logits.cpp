@@ -177,8 +177,7 @@ struct Bound {
   void apply(const Sum* tops, const double* norms, int64_t width, double* lower,
              double* upper) const {
     for (int64_t k = 0; k < width; ++k) {
-      const double dot = to_double(tops[k]),
-                   distance = (norms[k] - twice_mu * dot) + square;
+      const double dot = to_double(tops[k]), distance = (norms[k] - twice_mu * dot) + square;
       const double middle = (slope * dot - curvature * norms[k]) + centre;
       const double around = reach * __builtin_sqrt(distance > 0 ? distance : 0) + slack;
       lower[k] = middle - around;

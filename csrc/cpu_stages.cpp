@@ -267,8 +267,7 @@ void finish_rows(const int64_t* num, const int64_t* total, const double* affine,
     for (int64_t j = 0; j < dim; ++j) {
       const int64_t* part = num + i * ref_limbs * dim + j;
       double value = to_double(part[(ref_limbs - 1) * dim]);
-      for (int64_t r = ref_limbs - 2; r >= 0; --r)
-        value = value * 256.0 + to_double(part[r * dim]);
+      for (int64_t r = ref_limbs - 2; r >= 0; --r) value = value * 256.0 + to_double(part[r * dim]);
       const double denoised = a * (value / sum) + b;
       out[i * dim + j] =
           static_cast<T>(d_factor * denoised + x_factor * static_cast<double>(x[i * dim + j]));
