@@ -18,20 +18,18 @@ from .storage import Resident
 
 T = TypeVar("T")
 
-
 _LIBRARY = torch.library.Library("stf_kernels", "DEF")
 
 
 def _operator(function: Callable[..., T]) -> Callable[..., T]:
     """PyTorch's operator of that function, as torch.library.custom_op makes it.
 
-    That one has checks around every call which take longer than a call's launches on a GPU.
+    That one looks after aliases and gradients at every call, which there are not: 43 us of one CPU
+    core against 13, with twelve arguments.
     """
     name = function.__name__
     schema = torch.library.infer_schema(function, mutates_args=())
-    _LIBRARY.define(
-        name + schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
-    )
+    _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     return getattr(torch.ops.stf_kernels, name).default
 

@@ -73,8 +73,9 @@ def load(
         raise ValueError(f"limbs is for float data, {spec} holds bytes, got limbs={limbs}")
     if not resident and source.in_place is None:
         raise ValueError(
-            f"resident: {spec} cannot stay on the disk: a few bytes at a time can be read of a "
-            ".npy file uint8 [n, C, H, W]; stf_train.data.convert makes one of images"
+            f"resident: {spec} cannot stay on the disk: of another file than a .npy of uint8 "
+            "[n, C, H, W], channels first, no few samples can be read; in Python, "
+            f"stf_train.data.convert({str(spec)!r}, 'images.npy') makes such a one of images"
         )
     samples = gather(source) if resident else None
     byte_range = value_range if is_bytes else None

@@ -78,7 +78,7 @@ def test_patches_errors(size):
         ({"labels": "folders"}, "labels: digits holds no folders of images"),
         ({"labels": "yes"}, "labels must be auto, folders, none, got 'yes'"),
         ({"limbs": 2}, "limbs is for float data, digits holds bytes, got limbs=2"),
-        ({"resident": False}, r"digits cannot stay on the disk: .* \.npy file .*convert makes"),
+        ({"resident": False}, r"digits cannot stay .* \.npy of uint8 .*convert\('digits', "),
     ],
 )
 def test_what_digits_do_not_have(arguments, message):
