@@ -91,14 +91,15 @@ def fixed_point_exponent(largest: Tensor, limbs: int) -> Tensor:
     return torch.where(largest > 0, e.clamp_min(-1022), 0)
 
 
-def split_limbs(q: Tensor, limbs: int) -> list[Tensor]:
-    """Balanced base-256 digits of int64 `q`, least significant first, each int8 of q's shape."""
-    digits = []
-    for _ in range(limbs):
-        digit = ((q + 128) & 255) - 128
-        digits.append(digit.to(torch.int8))
-        q = (q - digit) >> LIMB_BITS
-    return digits
+def split_limbs(q: Tensor, limbs: int) -> Tensor:
+    """Balanced base-256 digits of int64 `q`, least significant first, int8 [limbs, *q.shape].
+
+    They are the bytes of q + 128 (1 + 256 + ...), each less 128.
+    """
+    half = LIMB_RADIX // 2
+    raised = q.contiguous() + half * ((LIMB_RADIX**limbs - 1) // (LIMB_RADIX - 1))
+    digits = raised[..., None].view(torch.uint8)[..., :limbs]  # of a little-endian machine
+    return (digits ^ half).view(torch.int8).movedim(-1, 0).contiguous()
 
 
 def log2_1p(u: Tensor) -> Tensor:

@@ -85,4 +85,4 @@ def norms_exponent(largest: Tensor) -> Tensor:
 def digits_of_norms(norms: Tensor, exponent: Tensor) -> Tensor:
     """N_k / 2^exponent as digits int8 [6, n]."""
     z = torch.round(norms * ar.power_of_two(-exponent)).to(torch.int64)
-    return torch.stack(ar.split_limbs(z, ar.NORM_LIMBS))
+    return ar.split_limbs(z, ar.NORM_LIMBS)

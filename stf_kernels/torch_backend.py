@@ -41,8 +41,7 @@ def prepare(data: Tensor, limbs: int) -> tuple[Tensor, Tensor, Tensor]:
     for part in _parts(*data.shape):
         v = torch.round(data[part].double() * ar.power_of_two(-exponent))
         v = torch.where(finite, v, 0.0).to(torch.int64)
-        for limb, digit in enumerate(ar.split_limbs(v, limbs)):
-            values[limb, part] = digit
+        values[:, part] = ar.split_limbs(v, limbs)
     scale = torch.where(finite, ar.power_of_two(exponent), torch.nan)
     return values, norms(values, 0.0), scale
 
