@@ -130,10 +130,18 @@ struct HalfSums {
     high_high += h * h;
   }
 
-  // The same with a low half that int16 holds.
-  STF_HD void add_balanced(int32_t l, int32_t h) {
-    const int16_t inner = static_cast<int16_t>(l);
-    add(inner, h + ((l - inner) >> 16));
+  // A number by its digits; Balanced: with a low half that int16 holds.
+  template <bool Balanced, int Limbs>
+  STF_HD void add(const int8_t (&digit)[Limbs]) {
+    int32_t l = digit[0], h = 0;
+    if constexpr (Limbs > 1) l += 256 * digit[1];
+    if constexpr (Limbs > 2) h += digit[2];
+    if constexpr (Limbs > 3) h += 256 * digit[3];
+    if constexpr (Balanced) {
+      h += (l + 32768) >> 16;
+      l = static_cast<int16_t>(l);
+    }
+    add(l, h);
   }
 
   STF_HD double square() const {  // sum q^2

@@ -65,11 +65,9 @@ template <int Limbs, bool Balanced>
 HalfSums sums_of_row(const int8_t* digits, int64_t stride, int64_t dim) {
   HalfSums sums{};
   for (int64_t j = 0; j < dim; ++j) {
-    int32_t low = digits[j], high = 0;
-    if constexpr (Limbs > 1) low += 256 * digits[stride + j];
-    if constexpr (Limbs > 2) high += digits[2 * stride + j];
-    if constexpr (Limbs > 3) high += 256 * digits[3 * stride + j];
-    Balanced ? sums.add_balanced(low, high) : sums.add(low, high);
+    int8_t digit[Limbs];
+    for (int l = 0; l < Limbs; ++l) digit[l] = digits[l * stride + j];
+    sums.add<Balanced>(digit);
   }
   return sums;
 }

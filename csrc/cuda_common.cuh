@@ -85,14 +85,10 @@ STF_DEVICE HalfSums sums_of_row(const int8_t* row, int64_t limb, int64_t dim, bo
     for (int l = 0; l < Limbs; ++l) digits[l] = load<kEach>(row + l * limb + j, dim - j, aligned);
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      int32_t low = digits[0].at[i], high = 0;
-      if constexpr (Limbs > 1) low += 256 * digits[1].at[i];
-      if constexpr (Limbs > 2) high += digits[2].at[i];
-      if constexpr (Limbs > 3) high += 256 * digits[3].at[i];
-      if constexpr (Balanced)
-        sums.add_balanced(low, high);
-      else
-        sums.add(low, high);
+      int8_t digit[Limbs];
+#pragma unroll
+      for (int l = 0; l < Limbs; ++l) digit[l] = digits[l].at[i];
+      sums.add<Balanced>(digit);
     }
   }
   for (int64_t* sum : {&sums.low, &sums.low_low, &sums.high, &sums.high_low, &sums.high_high})
