@@ -115,8 +115,10 @@ def run(
             gathered.append(sums)
     if exponent is None:
         return out, None
-    sums = Sums.joined(gathered) if gathered else Sums.zero(queries.sigma[:0], True)
     queries = queries.rows(slice(mine.start, mine.stop))
+    if not gathered:
+        gathered = [Sums.zero(queries.sigma, True)._replace(distance=queries.sigma)]
+    sums = Sums.joined(gathered)
     return out, from_sums(sums, queries, refs.affine, exponent, precision)
 
 

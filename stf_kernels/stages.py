@@ -164,7 +164,7 @@ class Sums(NamedTuple):
             return cls(peak, zero)
         square, bits, lost = zero.clone(), zero.clone(), zero.clone()
         norm = zero[:, None].repeat(1, ar.NORM_LIMBS)
-        return cls(peak, zero, square, bits, lost, norm, zero + NOWHERE, peak)
+        return cls(peak, zero, square, bits, lost, norm, zero + NOWHERE)
 
     @classmethod
     def joined(cls, parts: list[Sums]) -> Sums:

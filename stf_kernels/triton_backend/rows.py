@@ -159,9 +159,8 @@ def squared_distance(p_digits, step, offset, d, L: tl.constexpr, BD: tl.constexp
         high_high += high * high
         linear += q
     upper = tl.sum(high_high, 0).to(tl.float64) * 2.0**32
-    square = (upper + tl.sum(high_low, 0).to(tl.float64) * 2.0**17) + tl.sum(low_low, 0).to(
-        tl.float64
-    )
+    middle = tl.sum(high_low, 0).to(tl.float64) * 2.0**17
+    square = (upper + middle) + tl.sum(low_low, 0).to(tl.float64)
     mean = offset / step
     rest = d * (mean * mean)
     return step * step * (square - 2.0 * mean * tl.sum(linear, 0).to(tl.float64) + rest)
