@@ -59,8 +59,11 @@ STF_HD void write_coefficients(const Levels& of, int64_t rows, int64_t i, const 
   const OfTarget target = of_target(of, i);
   out[2 * rows] = target.c_D;
   out[3 * rows] = target.c_x;
-  const double distance = squared_distance(q, step, of.alpha[i] * of.affine[1], dim);
-  if (has_distances(of)) out[4 * rows] = distance;
+  double distance = 0;
+  if (has_distances(of)) {
+    distance = squared_distance(q, step, of.alpha[i] * of.affine[1], dim);
+    out[4 * rows] = distance;
+  }
   if (of.D) {
     const double freedom = of.D[i], spread = variance * (freedom > 0 ? freedom : kNaN);
     out[0] = 2.0 * slope / spread * step;

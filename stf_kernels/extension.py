@@ -32,7 +32,7 @@ def address(tensor: Tensor | None) -> int:
 
 def levels(queries: Queries, step: Tensor, affine: Tensor, numbers: Tensor) -> tuple[int, ...]:
     """csrc/coefficients.h: Levels."""
-    first, second = (*queries.parameters, None, None)[:2]
+    first, second = queries.pair
     return (
         address(queries.sigma),
         address(queries.alpha),

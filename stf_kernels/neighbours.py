@@ -96,7 +96,7 @@ def nearest(
         seen = None if labels is None else labels[rows]
         index[rows], square[rows] = _search(stages, x[rows], seen, among, cut.columns)
     found = index < NOWHERE
-    return Nearest(torch.where(found, index, -1), torch.where(found, square.sqrt(), torch.nan))
+    return Nearest(torch.where(found, index, -1), torch.where(found, ar.sqrt(square), torch.nan))
 
 
 def _search(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,15 +24,23 @@ _LIBRARY = torch.library.Library("stf_kernels", "DEF")
 
 
 def _operator(function: Callable[..., T]) -> Callable[..., T]:
-    """PyTorch's operator of that function, as torch.library.custom_op makes it.
+    """PyTorch's operator of that function, much as torch.library.custom_op makes it.
 
-    That one looks after aliases and gradients at every call, which there are not: 43 us of one CPU
-    core against 13, with twelve arguments.
+    That one looks after aliases and gradients at every call, of which there are none: 43 us of one
+    CPU core against 13, with twelve arguments. And at the first call it imports the compiler, two
+    seconds, to keep it out of the function; here that is done once somebody else has imported it.
     """
+    untraced = functools.cache(torch.compiler.disable)
+
+    def call(*arguments: Any) -> T:
+        if "torch._dynamo" in sys.modules:
+            return untraced(function)(*arguments)
+        return function(*arguments)
+
     name = function.__name__
     schema = torch.library.infer_schema(function, mutates_args=())
     _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, call, "CompositeExplicitAutograd")
     return getattr(torch.ops.stf_kernels, name).default
 
 
@@ -83,7 +93,7 @@ def stable_target(
     if x.shape[0] == 0 and not group:
         return _outputs(x, with_stats)
     with Group(handles.GROUPS[group]) if group else Alone() as ranks:
-        queries = Queries(x, sigma, alpha, D, labels, kind, tuple(parameters))
+        queries = Queries(x.contiguous(), sigma, alpha, D, labels, kind, tuple(parameters))
         source = handles.STORED[stored] if values is None else Resident(values)
         refs = ReferenceSet(source, norms, affine, bias, ref_labels, columns, shard[0])
         stages = resolve(backend, x.device)
@@ -104,6 +114,8 @@ def stable_target(
             if len(queries.x) == 0:
                 return _outputs(x, with_stats)
         out, stats = pipeline.run(stages, queries, refs, precision, with_stats, workspace, ranks)
+    if x.shape[0] == 0:  # others have some
+        return _outputs(x, with_stats)
     return [out] if stats is None else [out, *stats]
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import arithmetic as ar
+
 Coefficients = tuple[Tensor, Tensor]  # c_D [B], c_x [B], float64
 
 
@@ -76,7 +78,7 @@ def _velocity(sigma: Tensor, alpha: Tensor, alpha_dot: Tensor, sigma_dot: Tensor
 def _edm(sigma: Tensor, alpha: Tensor, sigma_data: Tensor) -> Coefficients:
     total = sigma * sigma + sigma_data * sigma_data
     c_skip = sigma_data * sigma_data / total
-    c_out = sigma * sigma_data / torch.sqrt(total)
+    c_out = sigma * sigma_data / ar.sqrt(total)
     return 1.0 / c_out, -c_skip / c_out
 
 

@@ -21,6 +21,7 @@ from .statistics import TargetStats, digits_of_norms, from_sums, largest_norm, n
 from .storage import Resident, Values
 
 DIGITS_BYTES = 64  # of a reference whose norm is split into digits
+STATISTICS_BYTES = 512  # of a sample, its sums and what is made of them
 FEW_ROWS = 32  # with fewer, reading a reference costs more than multiplying it
 ROW_TILE = 64  # blocks of rows in whole tiles of a GPU's kernels, all aligned like the first
 FEW_REFERENCES = 1024  # a chunk of fewer is not worth its overhead
@@ -71,7 +72,7 @@ def run(
     workspace: int,
     ranks: Ranks,
 ) -> tuple[Tensor, TargetStats | None]:
-    """Targets [B, d] and, if asked for, the statistics of their weights.
+    """Targets [B, d] and, if asked for, the statistics of their weights; None of no rows.
 
     Args:
         stages: a backend module
@@ -92,34 +93,32 @@ def run(
     exponent = norms_exponent(ranks.largest(largest_norm(refs.norms))) if statistics else None
     mine = ranks.rows(rows)
     out = torch.empty_like(queries.x[mine.start : mine.stop])
-    gathered = []
+    found: list[TargetStats] = []
     for start in range(0, rows, cut.rows):
         stop = min(start + cut.rows, rows)
-        samples = quantized(
-            stages, queries.rows(slice(start, stop)), refs.affine, limbs, statistics
-        )
+        block = queries.rows(slice(start, stop))
+        samples = quantized(stages, block, refs.affine, limbs, statistics)
         peak, kept = largest_logits(stages, samples, refs.chunks(cut.columns), cut.keep)
         peak = ranks.largest(peak)
         num, sums = add_up(stages, samples, refs, cut.columns, kept, peak, precision, exponent)
-        sums = sums._replace(distance=samples.distance)
         ranks.add([num, *sums.added()])
         if sums.argmax is not None:
             ranks.least(sums.argmax)
         first, last = max(start, mine.start), min(stop, mine.stop)
-        if first < last:
-            if last - first < stop - start:
-                own = slice(first - start, last - start)
-                num, sums, samples = num[own], sums.rows(own), samples.rows(own)
-            target = out[first - mine.start : last - mine.start]
-            stages.finish(num, sums.total, refs.affine, samples, target)
-            gathered.append(sums)
-    if exponent is None:
-        return out, None
-    queries = queries.rows(slice(mine.start, mine.stop))
-    if not gathered:
-        gathered = [Sums.zero(queries.sigma, True)._replace(distance=queries.sigma)]
-    sums = Sums.joined(gathered)
-    return out, from_sums(sums, queries, refs.affine, exponent, precision)
+        if first >= last:
+            continue
+        if last - first < stop - start:
+            own = slice(first - start, last - start)
+            block, samples, num, sums = block.rows(own), samples.rows(own), num[own], sums.rows(own)
+        target = out[first - mine.start : last - mine.start]
+        stages.finish(num, sums.total, refs.affine, samples, target)
+        if exponent is not None:
+            assert samples.distance is not None
+            given = samples.distance, block, refs.affine, exponent, precision
+            found.append(from_sums(sums, *given))
+    if len(found) > 1:
+        return out, TargetStats(*map(torch.cat, zip(*found, strict=True)))
+    return out, found[0] if found else None
 
 
 def plan(
@@ -145,7 +144,7 @@ def plan(
 
     def bytes_needed(rows: int, columns: int, keep: bool) -> int:
         stage = stages.workspace(rows, columns, values.dim, values.limbs, limbs)
-        stage += DIGITS_BYTES * columns if statistics else 0
+        stage += DIGITS_BYTES * columns + STATISTICS_BYTES * rows if statistics else 0
         if columns >= n:
             at_hand = 0 if refs.columns is None else refs.columns.nbytes
             return stage + values.staging(columns) - at_hand

@@ -76,7 +76,7 @@ def sigma_max(refs: References) -> float:
                     difference = v[i] - join_limbs(others[:, k])
                     best = torch.maximum(best, sum_of_squares(*split_halves(difference)).amax())
         waiting[index] = False
-    return float(refs._affine[0] * best.sqrt())
+    return float(refs._affine[0]) * math.sqrt(float(best))
 
 
 def sigma_data(refs: References) -> float:

@@ -29,6 +29,12 @@ class Queries(NamedTuple):
             return self
         return self.with_tensors(t[part] for t in self.tensors())
 
+    @property
+    def pair(self) -> tuple[Tensor | None, Tensor | None]:
+        """The parameters, and None for each of two that the kind does not have."""
+        first, second = (*self.parameters, None, None)[:2]
+        return first, second
+
     def tensors(self) -> list[Tensor]:
         """x and the tensors [B], in the order of the fields."""
         return [t for t in (*self[:5], *self.parameters) if t is not None]
@@ -66,8 +72,10 @@ class Samples(NamedTuple):
     # S / (sigma^2 D) and (d + D) / 2
 
     def rows(self, part: slice) -> Samples:
-        """What stage 5 needs of some of the rows."""
-        return self._replace(x=self.x[part], c_D=self.c_D[part], c_x=self.c_x[part])
+        """What stage 5 and the statistics need of some of the rows."""
+        c_D, c_x = self.c_D[part], self.c_x[part]
+        distance = None if self.distance is None else self.distance[part]
+        return self._replace(x=self.x[part], c_D=c_D, c_x=c_x, distance=distance)
 
     @staticmethod
     def numbers(queries: Queries, distances: bool) -> Tensor:
@@ -139,7 +147,6 @@ class Sums(NamedTuple):
     lost: Tensor | None = None
     norm: Tensor | None = None  # [B, 6]: sum_k P_ik times each digit of N_k
     argmax: Tensor | None = None  # index in the whole set, or NOWHERE
-    distance: Tensor | None = None  # [B] float64: ||x - alpha b||^2
 
     def added(self) -> list[Tensor]:
         """The fields that add up over parts of the references."""
@@ -165,8 +172,3 @@ class Sums(NamedTuple):
         square, bits, lost = zero.clone(), zero.clone(), zero.clone()
         norm = zero[:, None].repeat(1, ar.NORM_LIMBS)
         return cls(peak, zero, square, bits, lost, norm, zero + NOWHERE)
-
-    @classmethod
-    def joined(cls, parts: list[Sums]) -> Sums:
-        """Those of one block of rows after the other, all fields there."""
-        return cls(*map(torch.cat, zip(*parts, strict=True)))

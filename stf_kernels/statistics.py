@@ -39,17 +39,23 @@ class TargetStats(NamedTuple):
 
 
 def from_sums(
-    sums: Sums, queries: Queries, affine: Tensor, exponent: Tensor, precision: str
+    sums: Sums,
+    distance: Tensor,
+    queries: Queries,
+    affine: Tensor,
+    exponent: Tensor,
+    precision: str,
 ) -> TargetStats:
     """The statistics of rows whose integer sums are `sums` (MATH.md, section 7).
 
     Args:
+        distance: of the rows, as in `Samples`
         exponent: the power of two of the norms' digits, as `norms_exponent` gives it
     """
     scale = float(ar.limit(ar.LIMBS[precision]))
     a, b = affine
     dim = queries.x.shape[1]
-    square, bits, lost_sum, norm_sum, argmax, distance = (t for t in sums[2:] if t is not None)
+    square, bits, lost_sum, norm_sum, argmax = (t for t in sums[2:] if t is not None)
     valid = sums.total > 0
     total = torch.where(valid, sums.total.double(), torch.nan)
 

@@ -80,8 +80,9 @@ def stable_target(
             sums, and waits for the others. Bits are those of the whole set in one process. Where
             one process raises, all do; one that is killed, or fails while torch.compile traces,
             leaves the others to the group's timeout
-        workspace: bytes that tensors beside arguments and result stay below; references that do
-            not fit pass in chunks, and no bit of the target depends on it
+        workspace: bytes that tensors stay below, beside arguments, as float32 or float64, and
+            result; references that do not fit pass in chunks, and no bit of the target depends on
+            it
         validate: inspect the values (this waits for the device) and raise for what would be NaN
 
     Returns:

@@ -21,6 +21,7 @@ from stf_kernels import (
     stable_target_with_stats,
     torch_backend,
 )
+from stf_kernels import arithmetic as ar
 from stf_kernels import cpu_backend as cpu
 from stf_kernels.stages import Queries, Stages
 
@@ -54,18 +55,24 @@ ALPHAS = [1.0, 0.0, -0.0, -2.0, 1e-300, 0.5, 0.5, 0.5, 0.5, math.nan, math.inf, 
 
 
 def assert_same_coefficients(
-    stages: Stages, kind: str, dtype: torch.dtype, student: bool, distances: bool
+    stages: Stages, kind: str, dtype: torch.dtype, student: bool, distances: bool, more: int = 0
 ) -> None:
-    """A backend's coefficients are the specification's, over all that sigma, alpha and D may be."""
+    """A backend's coefficients are the specification's, over all that sigma, alpha and D may be.
+
+    Args:
+        more: rows of ordinary levels
+    """
     torch.manual_seed(5)
-    rows, limbs = len(LEVELS), 3 if distances else 4
+    levels, alphas = [*LEVELS, *torch.rand(more).tolist()], [*ALPHAS, *torch.rand(more).tolist()]
+    rows, limbs = len(levels), 3 if distances else 4
     x = (torch.randn(rows, 301, dtype=torch.float64) * torch.logspace(-9, 9, rows)[:, None]).to(
         dtype
     )
     x[10, 7] = math.nan
     x[11] = 0
-    sigma, alpha = (torch.tensor(v, dtype=torch.float64) for v in (LEVELS, ALPHAS))
-    freedom = torch.tensor([128.0, 0.5, 1e9, 0.0, -3.0, math.nan], dtype=torch.float64).repeat(2)
+    sigma, alpha = (torch.tensor(v, dtype=torch.float64) for v in (levels, alphas))
+    freedom = torch.tensor([128.0, 0.5, 1e9, 0.0, -3.0, math.nan], dtype=torch.float64)
+    freedom = freedom.repeat(rows // 6 + 1)[:rows]
     given = torch.randn(2, rows, dtype=torch.float64).abs()
     parameters = tuple(given[: {"velocity": 2, "edm": 1}.get(kind, 0)])
     queries = Queries(x, sigma, alpha, freedom if student else None, None, kind, parameters)
@@ -161,9 +168,18 @@ def test_coefficients(kind, dtype, student, distances, isa):
     extension, fastest = cpu.extension(), cpu.extension().isa()
     try:
         extension.use_isa(isa)
-        assert_same_coefficients(cpu, kind, dtype, student, distances)
+        assert_same_coefficients(cpu, kind, dtype, student, distances, more=2000)
     finally:
         extension.use_isa(fastest)
+
+
+def test_square_roots_are_the_nearest():
+    torch.manual_seed(6)
+    x = torch.rand(10_000, dtype=torch.float64) * torch.logspace(-200, 200, 10_000).double()
+    assert ar.sqrt(x).tolist() == [math.sqrt(value) for value in x.tolist()]
+    odd = torch.tensor([-1.0, math.nan, math.inf, 0.0, -0.0, 5e-324], dtype=torch.float64)
+    assert_same_bits(ar.sqrt(odd), odd.sqrt())
+    assert ar.sqrt(torch.tensor(2.0, dtype=torch.float64)).item() == math.sqrt(2)
 
 
 @needs_extension

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import helpers
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import get_compilation_metrics
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -271,3 +275,25 @@ def test_the_global_random_state_is_left_alone(backend):
     CALLS["stats"](X, SIGMA, backend=backend)
     References(FLOATS)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_compiler_stays_out_of_the_operators(backend):
+    def call(x: Tensor, s: Tensor) -> tuple:  # looks at values: no graph holds the operator
+        return stable_target_with_stats(x, REFS, s, backend=backend, validate=True)
+
+    assert_same(torch.compile(call, backend="eager")(X, SIGMA), call(X, SIGMA))
+    compiled = {Path(m.co_filename).name for m in get_compilation_metrics() if m.co_filename}
+    assert "target.py" in compiled  # which calls the operator
+    inside = {"pipeline.py", "stages.py", "statistics.py", f"{backend}_backend.py"}
+    assert not compiled & inside
+
+
+def test_a_call_does_not_import_the_compiler():
+    code = """
+import sys, torch
+from stf_kernels import stable_target
+stable_target(torch.randn(2, 3), torch.randn(5, 3), 0.5)
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -128,14 +128,12 @@ def coefficients(
     rows, limbs, _ = q.shape
     dim = queries.x.shape[1]
     numbers = Samples.numbers(queries, distances)
-    first, second = (*queries.parameters, None, None)[:2]
     with current(q):
         _kernels().coefficients[(rows,)](
             queries.sigma,
             queries.alpha,
             queries.D,
-            first,
-            second,
+            *queries.pair,
             affine,
             q,
             step,
