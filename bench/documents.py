@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.figures import levels, style
 from bench.parts import ROOT
-from bench.rows import MB, Row
+from bench.rows import MB, Row, percent
 from bench.runs import KINDS, Run, newest
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "evidence.md")
@@ -146,7 +146,7 @@ def default_step(columns: Sequence[Run]) -> str:
     for run in columns:
         dsm, stf = digits(run, "DSM"), digits(run, "STF")
         if dsm and stf and stf.overhead is not None:
-            added = f"{100 * stf.overhead:.1f} % (median of pairs of steps)"
+            added = f"{percent(stf).removeprefix('+')} (median of pairs of steps)"
             steps.append(f"{number(dsm.ms)} ms ({COLUMNS[run.kind]}), to which STF adds {added}")
     gpu = "" if any(run.kind == "gpu" for run in columns) else " Nothing was measured on a GPU."
     if not steps:
@@ -280,7 +280,7 @@ def training(runs: Sequence[Run], up: str) -> list[str]:
                 str(row.B),
                 "" if row.overhead is None else count(row.n),
                 time_or_note(row),
-                "" if row.overhead is None else f"{row.overhead:+.1%}".replace("%", " %"),
+                "" if row.overhead is None else percent(row),
                 megabytes(row),
             )
             for row in steps(run)

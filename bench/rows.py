@@ -22,6 +22,7 @@ class Row:
     error: float | None = None  # worst relative error of a row of the score
     extra_bytes: int | None = None  # peak memory beyond inputs and prepared references
     overhead: float | None = None  # of an STF step, in parts of the DSM step
+    overhead_error: float | None = None  # its standard error
     rate: float | None = None  # operations, or bytes of a copy, a second
     noise: str = "edm"  # of problems.NOISE
     refs: str = "uint8"  # of problems.REFERENCES
@@ -88,7 +89,14 @@ def _number(value: float | None, form: str) -> str:
 
 def _remark(row: Row) -> str:
     if row.overhead is not None:
-        return f"{row.overhead:+.1%} of a DSM step"
+        return f"{percent(row)} of a DSM step"
     if row.rate is not None:
         return f"{row.rate / 1e12:.4g} T/s"
     return row.note or ""
+
+
+def percent(row: Row) -> str:
+    """What a step's target adds, with its standard error where that is known."""
+    assert row.overhead is not None
+    error = "" if row.overhead_error is None else f" ± {100 * row.overhead_error:.1f}"
+    return f"{100 * row.overhead:+.1f}{error} %"
