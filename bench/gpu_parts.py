@@ -28,7 +28,8 @@ PAPER_ELEMENTS = 1 << 30  # of each of the paper's four tensors B n d
 def targets(device: torch.device, emit: Emit) -> None:
     """Our backends at every shape, then the peers, of which some compile for a while."""
     wanted = [case for case in cases(device).values() if not case.slow]
-    ours = [case for case in wanted if case.name in our_names(device)]
+    names = our_names(device)
+    ours = [case for case in wanted if case.name in names]
     peers = [case for case in wanted if case not in ours]
     jobs = [(case, *shape) for some in (ours, peers) for shape in SHAPES for case in some]
     measure(jobs, device, emit)

@@ -86,12 +86,12 @@ class System:
             peaks: extra memory of a step, bytes
         """
         dsm = times[None]
+        step = statistics.median(dsm)
         found = []
         for n, ms in times.items():
             added = sorted(b - a for a, b in zip(dsm, ms, strict=True))
             middle, reach = len(added) / 2, math.sqrt(len(added)) / 2
             low, high = added[math.floor(middle - reach)], added[math.ceil(middle + reach) - 1]
-            step = statistics.median(dsm)
             found.append(
                 Row(
                     what="step",

@@ -123,3 +123,11 @@ def store_digits(p_digits, o_limb, q, mask, L: tl.constexpr):
         digit = lowest_digit(q)
         tl.store(p_digits + limb * o_limb, digit.to(tl.int8), mask=mask)
         q = (q - digit) >> 8
+
+
+@triton.jit
+def sum_of_squares(low_low, high_low, high_high):
+    """sum (2^16 high + low)^2 in float64, from int64 vectors of sums of the halves' products."""
+    upper = tl.sum(high_high, 0).to(tl.float64) * 2.0**32
+    middle = tl.sum(high_low, 0).to(tl.float64) * 2.0**17
+    return (upper + middle) + tl.sum(low_low, 0).to(tl.float64)

@@ -14,6 +14,7 @@ from .numerics import (
     power_of_two,
     rint_int,
     store_digits,
+    sum_of_squares,
     to_double,
 )
 
@@ -83,11 +84,9 @@ def norms(p_values, p_ratio, p_norms, n, d, R: tl.constexpr, BD: tl.constexpr):
             high_high += high * high
             high_low += high * low
             high_sum += high
-    square = tl.sum(low_low, 0).to(tl.float64)
+    square = sum_of_squares(low_low, high_low, high_high)
     total = tl.sum(low_sum, 0).to(tl.float64)
     if R > 2:
-        upper = tl.sum(high_high, 0).to(tl.float64) * 2.0**32
-        square = (upper + tl.sum(high_low, 0).to(tl.float64) * 2.0**17) + square
         total = tl.sum(high_sum, 0).to(tl.float64) * 2.0**16 + total
     tl.store(p_norms + i_ref, square + tl.load(p_ratio) * total)
 

@@ -17,6 +17,7 @@ from .numerics import (
     power_of_two,
     rint_int,
     store_digits,
+    sum_of_squares,
     to_double,
 )
 from .products import parts_of
@@ -158,9 +159,7 @@ def squared_distance(p_digits, step, offset, d, L: tl.constexpr, BD: tl.constexp
         high_low += high * low
         high_high += high * high
         linear += q
-    upper = tl.sum(high_high, 0).to(tl.float64) * 2.0**32
-    middle = tl.sum(high_low, 0).to(tl.float64) * 2.0**17
-    square = (upper + middle) + tl.sum(low_low, 0).to(tl.float64)
+    square = sum_of_squares(low_low, high_low, high_high)
     mean = offset / step
     rest = d * (mean * mean)
     return step * step * (square - 2.0 * mean * tl.sum(linear, 0).to(tl.float64) + rest)
