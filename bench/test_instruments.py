@@ -25,8 +25,10 @@ from bench import (
     parts,
     peers,
     provenance,
+    rows,
     sanitizer,
     sweeps,
+    training,
 )
 from bench.conftest import CPU
 from bench.fresh import in_fresh_process
@@ -141,6 +143,17 @@ def test_a_replayed_case_calls_once_to_compile_and_once_to_be_recorded(monkeypat
     given = object()
     assert graph.build(given)() is given
     assert done == ["called", "recording", "called", "recorded", "replayed"]
+
+
+def test_what_a_target_adds_has_a_standard_error():
+    system = training.digits("cpu")
+    (n,) = system.references
+    dsm, stf = [100.0] * 9, [103.0, 107.0, 101.0, 109.0, 105.0, 102.0, 108.0, 104.0, 106.0]
+    plain, stable = system.rows({None: dsm, n: stf})
+    assert plain.overhead is plain.overhead_error is None
+    # Of 1, ..., 9 more the median is 5, and those at 4.5 +- 1.5 from either end are 4 and 6.
+    assert (stable.overhead, stable.overhead_error) == (0.05, 0.01)
+    assert rows.percent(stable) == "+5.0 ± 1.0 %"
 
 
 def test_kernels_that_refuse_are_named_in_torchs_words():

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import torch
 
-from stf_kernels import BackendUnavailable, stable_target
+from stf_kernels import BackendUnavailable, cpu_backend, stable_target
 
 # The same examples on every run; a backend's first call may take longer than the rest.
 hypothesis.settings.register_profile(
@@ -34,6 +34,15 @@ def backend(request: pytest.FixtureRequest) -> str:
     except BackendUnavailable as reason:
         pytest.skip(str(reason))
     return request.param
+
+
+@pytest.fixture
+def use_isa() -> Iterator[Callable[[str], None]]:
+    """Takes the CPU backend to an instruction set, for one test."""
+    extension = cpu_backend.extension()
+    best = extension.isa()
+    yield extension.use_isa
+    extension.use_isa(best)
 
 
 @pytest.fixture(scope="session", params=helpers.PRECISIONS)

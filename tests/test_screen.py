@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import helpers
@@ -123,14 +122,6 @@ def either_product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds come first however small the problem."""
     monkeypatch.setattr(cpu_logits, "SCREENED", 0)
-
-
-@pytest.fixture
-def use_isa() -> Iterator[Callable[[str], None]]:
-    extension = cpu_backend.extension()
-    best = extension.isa()
-    yield extension.use_isa
-    extension.use_isa(best)
 
 
 def assert_same_sums(
